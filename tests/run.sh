@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Install what is missing, then run every check: bash tests/run.sh [pytest arguments]
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+bash tools/install.sh cpu dev
+export PATH=${VIRTUAL_ENV:-$root/.venv}/bin:$PATH
+export OMP_NUM_THREADS=1
+
+ruff check .
+ruff format --check .
+# pyright is a node program that its Python package fetches at the first start.
+if pyright --version >/dev/null 2>&1; then
+    pyright
+else
+    echo "tests: pyright could not be fetched (no network?): types are not checked"
+fi
+python -m pytest "$@"
