@@ -1,0 +1,95 @@
+"""slime's flags that are no keys here, so that their users are told so instead of being corrected.
+
+Data only. A flag that becomes a key is taken out of these lists (a test holds that).
+"""
+
+ALIASES = {  # spelling in slime's documents -> key
+    "prompt_key": "input_key",
+    "rollout_generate_func_path": "custom_generate_function_path",
+    "reward_fn_path": "custom_rm_path",
+}
+
+ELSEWHERE = {  # flag -> what stands for it here
+    "num_gpus_per_node": "the launcher says it (torchrun --nproc-per-node, Slurm); leave it out",
+    "distributed_backend": "gloo on CPU and nccl on GPU follow from placement.device; leave it out",
+    "use_tensorboard": "TensorBoard events are always written to runs/<name>; leave it out",
+    "train_backend": "megatron is the only one; leave it out",
+    "disable_compute_advantages_and_returns": "algo.loss_type: sft_loss implies it; leave it out",
+    "model_name": "the family comes from the model's config.json; leave it out",
+    "padded_vocab_size": "the vocabulary comes from the model's config.json; leave it out",
+    "data_pad_size_multiplier": "sequences are packed without padding; leave it out",
+    "rollout_data_transport": "each rank is sent its own shard; leave it out",
+    "use_slime_router": "one router serves all engines; leave it out",
+    "megatron_to_hf_mode": "HF checkpoints load and save directly; leave it out",
+    "use_hf_config_for_megatron": "the model's config.json always decides; leave it out",
+    "qkv_format": "sequences are always packed (thd); leave it out",
+    "wandb_key": "set the environment variable WANDB_API_KEY",
+    "wandb_host": "set the environment variable WANDB_BASE_URL",
+    "wandb_dir": "set the environment variable WANDB_DIR",
+    "train_env_vars": "set the variables in the environment of the launcher",
+    "sglang_pp_size": "write sglang.pp_size",
+    "sglang_pipeline_parallel_size": "write sglang.pp_size",
+}
+
+_UNSUPPORTED = """
+allgather_cp async_save balance_by_flops buffer_filter_path ci_disable_kl_checker
+ci_load_grad_norm ci_save_grad_norm ci_train_rollout_logprob_abs_diff_threshold critic_load
+critic_lr critic_lr_warmup_iters critic_num_gpus_per_node critic_num_nodes critic_save
+custom_advantage_function_path custom_config_path custom_convert_samples_to_train_data_path
+custom_eval_rollout_log_function_path custom_loss_function_path
+custom_megatron_before_log_prob_hook_path custom_megatron_before_train_step_hook_path
+custom_megatron_init_path custom_model_provider_path custom_pg_loss_reducer_function_path
+custom_rollout_log_function_path custom_tis_function_path custom_update_weight_post_write_path
+data_source_path debug_rollout_only disable_rollout_global_dataset disable_rollout_trim_samples
+disable_wandb_random_suffix disable_weights_backuper dump_details enable_mtp_training
+eval_config eval_function_path eval_max_context_len eval_min_new_tokens
+fetch_trajectory_retry_times freeze_indexer freeze_params_name_list get_mismatch_metrics
+http_proxy keep_old_actor lambd load_debug_rollout_data load_debug_rollout_data_subsample
+load_forge_rollout_data log_correct_samples log_multi_turn log_reward_category loss_mask_type
+mask_offpolicy_in_partial_rollout megatron_config_path megatron_deepgemm_forward_layers
+megatron_deepgemm_forward_modules megatron_deepgemm_moe_forward_layers
+megatron_deepgemm_moe_forward_modules memory_recorder memory_snapshot_dir
+memory_snapshot_num_steps min_batch_collection_ratio mtp_loss_scaling_factor mtp_num_layers
+multimodal_keys num_critic_only_steps only_train_params_name_list opd_kl_coef
+opd_teacher_ckpt_step opd_teacher_load opd_type opsm_delta partial_rollout prefill_num_servers
+profile_target qwen_gdn_backend recompute_loss_function record_memory_history ref_ckpt_step
+ref_update_interval release_train reset_optimizer_states rollout_all_samples_process_path
+rollout_buffer_url rollout_data_postprocess_path rollout_external rollout_external_engine_addrs
+rollout_function_path rollout_health_check_first_wait rollout_health_check_interval
+rollout_health_check_timeout rollout_sample_filter_path rollout_sample_hook_path
+rollout_task_type save_debug_rollout_data save_debug_train_data sglang_config sglang_router_ip
+sglang_router_port sglang_router_request_timeout_secs
+slime_router_health_check_failure_threshold slime_router_max_connections
+slime_router_middleware_paths slime_router_timeout tb_experiment_name tb_project_name
+train_memory_margin_bytes true_on_policy_mode update_weight_delta_checksum
+update_weight_delta_encoding update_weight_disk_dir update_weight_disk_keep_files
+update_weight_local_checkpoint_dir update_weight_mode update_weight_transport
+update_weights_interval use_distributed_post use_dynamic_global_batch_size use_fault_tolerance
+use_opd use_opsm use_rollout_entropy use_rollout_routing_replay use_routing_replay
+use_stateless_adam value_clip wandb_always_use_train_step wandb_run_id wandb_team
+"""
+UNSUPPORTED = frozenset(_UNSUPPORTED.split())
+
+MEGATRON_SCRIPT = {  # options of megatron.training's scripts that megatron-core does not have
+    "rotary_base": "rope_theta of the model's config.json",
+    "vocab_size": "vocab_size of the model's config.json",
+    "make_vocab_size_divisible_by": "vocab_size of the model's config.json",
+    "max_position_embeddings": "max_position_embeddings of the model's config.json",
+    "seq_length": "the samples themselves (sequences are packed)",
+    "position_embedding_type": "the model's config.json",
+    "use_rotary_position_embeddings": "the model's config.json",
+    "rotary_percent": "the model's config.json",
+    "swiglu": "hidden_act of the model's config.json",
+    "disable_bias_linear": "the model's config.json",
+    "group_query_attention": "num_key_value_heads of the model's config.json",
+    "untie_embeddings_and_output_weights": "tie_word_embeddings of the model's config.json",
+    "norm_epsilon": "rms_norm_eps of the model's config.json",
+    "accumulate_allreduce_grads_in_fp32": "megatron.grad_reduce_in_fp32",
+    "recompute_activations": "megatron.recompute_granularity: selective",
+    "use_flash_attn": "megatron.attention_backend",
+    "no_check_for_nan_in_loss_and_grad": "megatron.check_for_nan_in_grad: false",
+    "train_iters": "rollout.num_rollout",
+    "ckpt_format": "nothing: checkpoints are always torch_dist",
+    "tokenizer_type": "model.hf_checkpoint, which brings its tokenizer",
+    "transformer_impl": "what is installed (Transformer Engine when it is)",
+}

@@ -1,0 +1,259 @@
+"""Reading a configuration: overrides, spellings, what is filled in, and sentences with places."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from spmd_rl.config import ConfigError, dump, load
+from spmd_rl.config.schema import SECTIONS
+from spmd_rl.config.slime_flags import ALIASES, ELSEWHERE, MEGATRON_SCRIPT, UNSUPPORTED
+from tests.config.inputs import CONFIG, good, make_model, make_rows, write
+
+
+def loaded(tmp_path: Path, *overrides: str, **changes: dict):
+    return load(write(tmp_path, good(tmp_path), **changes), list(overrides), 1, 1)[0]
+
+
+def faults(tmp_path: Path, *overrides: str, **changes: dict) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        loaded(tmp_path, *overrides, **changes)
+    return error.value.faults
+
+
+def fault(tmp_path: Path, *overrides: str, **changes: dict) -> str:
+    found = faults(tmp_path, *overrides, **changes)
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_a_key_has_one_home():
+    keys = [key for model in SECTIONS.values() for key in model.model_fields]
+    assert len(keys) == len(set(keys))
+    assert not set(keys) & (set(UNSUPPORTED) | set(ELSEWHERE) | set(MEGATRON_SCRIPT) | set(ALIASES))
+
+
+def test_overrides_with_and_without_section(tmp_path: Path):
+    cfg = loaded(
+        tmp_path,
+        "rollout.num_rollout=7",
+        "lr=1e-4",
+        "--rollout-temperature=0.5",
+        'rollout_stop=["</answer>", "x"]',
+        "megatron.weight_decay=1e-2",
+        "name=",
+    )
+    assert (cfg.rollout.num_rollout, cfg.train.lr, cfg.rollout.rollout_temperature) == (
+        7,
+        1e-4,
+        0.5,
+    )
+    assert cfg.rollout.rollout_stop == ["</answer>", "x"]
+    assert cfg.megatron["weight_decay"] == 0.01
+    assert cfg.logging.name == "config"  # null: the file's name
+
+
+def test_the_later_override_wins(tmp_path: Path):
+    assert loaded(tmp_path, "lr=1", "train.lr=2").train.lr == 2
+
+
+def test_spellings_of_slime_documents(tmp_path: Path):
+    values = good(tmp_path)
+    values["data"]["prompt-key"] = values["data"].pop("input_key")
+    values["reward"] = {"reward_fn_path": "json.loads"}
+    cfg, _ = load(write(tmp_path, values), ["rollout_generate_func_path=json:loads"], 1, 1)
+    assert cfg.data.input_key == "question"
+    assert cfg.reward.custom_rm_path == "json.loads"
+    assert cfg.rollout.custom_generate_function_path == "json:loads"
+
+
+def test_the_budget_is_filled_from_either_side(tmp_path: Path):
+    assert loaded(tmp_path).train.global_batch_size == 32
+    cfg = loaded(tmp_path, "num_steps_per_rollout=4")
+    assert (cfg.train.global_batch_size, cfg.rollout.num_steps_per_rollout) == (8, 4)
+    cfg = loaded(tmp_path, "global_batch_size=16")
+    assert (cfg.train.global_batch_size, cfg.rollout.num_steps_per_rollout) == (16, 2)
+    for words in (["num_steps_per_rollout=3"], ["global_batch_size=12"], ["global_batch_size=64"]):
+        assert "make them equal" in fault(tmp_path, *words)
+
+
+def test_what_follows_is_filled_in(tmp_path: Path):
+    cfg = loaded(tmp_path)
+    assert (cfg.placement.offload_train, cfg.placement.offload_rollout) == (True, True)
+    assert cfg.megatron == {"bf16": False}
+    assert loaded(tmp_path, "placement.device=cuda").megatron == {"bf16": True}
+    assert loaded(tmp_path, "megatron.fp16=true").megatron == {"fp16": True}
+    assert loaded(tmp_path, "placement.device=auto").placement.device in ("cpu", "cuda")
+    cfg = loaded(tmp_path, "offload=false")
+    assert (cfg.placement.offload_train, cfg.placement.offload_rollout) == (False, False)
+
+
+def test_a_dump_loads_back_equal(tmp_path: Path):
+    path = write(tmp_path, good(tmp_path))
+    words = ["lr=3e-7", "sglang.mem_fraction_static=0.7", 'rollout_stop=["日本", "no", "1e-6"]']
+    words += ["megatron.recompute_granularity=full", "apply_chat_template_kwargs={a: [1, null]}"]
+    cfg, placement = load(path, words, 4, 2)
+    again = tmp_path / "again.yaml"
+    again.write_text(dump(cfg))
+    assert load(again, [], 4, 2) == (cfg, placement)
+    assert list(yaml.safe_load(dump(cfg)))[:2] == ["placement", "model"]
+
+
+def test_places_are_file_and_line_or_the_override(tmp_path: Path):
+    path = tmp_path / "x.yaml"
+    path.write_text("model:\n  hf_checkpoint: nowhere\n\nrolout: {a: 1}\nlr: 3\n")
+    with pytest.raises(ConfigError) as error:
+        load(path, ["gamma=x"], 1, 1)
+    places = [text.split(": ")[0] for text in error.value.faults]
+    for place in (f"{path}:2", f"{path}:4", f"{path}:5", "override 1 'gamma=x'"):
+        assert place in places
+    assert any("rollout.rollout_batch_size is missing" in text for text in error.value.faults)
+    assert "stands outside a section: write it below 'train:'" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "parts"),
+    [
+        ("rollout.lr=1", ["does not belong to section 'rollout'", "write train.lr"]),
+        ("megatron.lr=1", ["write train.lr"]),
+        ("megatron.seed=1", ["write train.seed"]),
+        ("megatron.rotary_base=1", ["rope_theta"]),
+        ("megatron.num_layers=3", ["contradicts num_hidden_layers 2"]),
+        ("megatron.hidden_sizes=3", ["did you mean megatron.hidden_size?"]),
+        ("sglang.tp_size=2", ["set placement.rollout_num_gpus_per_engine"]),
+        ("sglang.port=2", ["set by the job: leave it out"]),
+        ("sglang.sglang_mem_fraction_static=1", ["did you mean sglang.mem_fraction_static?"]),
+        ("sglang_mem_fraction_static=0.5", ["write sglang.mem_fraction_static"]),
+        ("mem_fraction_static=0.5", ["write sglang.mem_fraction_static"]),
+        ("tensor_model_parallel_size=2", ["write megatron.tensor_model_parallel_size"]),
+        ("partial_rollout=true", ["slime's flag partial_rollout is not supported yet"]),
+        ("num_gpus_per_node=8", ["the launcher says it"]),
+        ("num_rolout=8", ["did you mean rollout.num_rollout?"]),
+        ("promt_key=x", ["did you mean data.input_key?"]),
+        ("qqqq=8", ["is not a key", "docs/configuration.md"]),
+        ("rollout=8", ["is a section"]),
+        ("lr.rate=8", ["'lr' is a key, not a section"]),
+        ("num_rollout", ["section.key=value"]),
+        ("a.b.c=1", ["section.key=value"]),
+        ("rollout_stop=[a", ["not valid YAML"]),
+        ("num_rollout=-1", ["rollout.num_rollout must be at least 0"]),
+        ("num_rollout=2.5", ["must be a whole number, not 2.5"]),
+        ("lr=true", ["train.lr must be a number, not true"]),
+        ("rollout_stop=x", ["must be a list"]),
+        ("colocate=perhaps", ["must be true or false"]),
+        ("advantage_estimator=grp", ["must be one of", "did you mean grpo?"]),
+        ("megatron.bf16=1.5", ["must be true or false"]),
+        ("megatron.params_dtype=fp32", ["cannot be set"]),
+        ("sglang.mem_fraction_static=high", ["must be a number or null"]),
+        ("sglang.load_balance_method=best", ["must be one of auto"]),
+    ],
+)
+def test_one_sentence_for_one_mistake(word: str, parts: list[str], tmp_path: Path):
+    text = fault(tmp_path, word)
+    assert text.startswith(f"override 1 '{word}': ")
+    for part in parts:
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["num_rollout=null"], "num_rollout and rollout.num_epoch are both missing"),
+        (["num_rollout=0"], "only evaluates"),
+        (["use_dynamic_batch_size=true"], "needs train.max_tokens_per_gpu"),
+        (["over_sampling_batch_size=4"], "less than rollout.rollout_batch_size"),
+        (["rollout_max_context_len=8", "rollout_max_prompt_len=8"], "make it at most 7"),
+        (["eval_interval=1"], "needs eval.eval_prompt_data"),
+        (["eval_prompt_data=a b c"], "3 words"),
+        (["advantage_estimator=reinforce_plus_plus"], "needs algo.normalize_advantages"),
+        (["n_samples_per_prompt=1"], "learn nothing"),
+        (["kl_coef=0.1", "kl_loss_coef=0.1", "use_kl_loss=true"], "exclude each other"),
+        (["kl_loss_coef=0.1"], "has no effect"),
+        (["use_tis=true", "use_rollout_logprobs=true"], "exclude each other"),
+        (["lr_warmup_iters=2", "lr_warmup_fraction=0.1"], "keep one"),
+        (["megatron.fp16=true", "megatron.bf16=true"], "keep one"),
+        (["megatron.sequence_parallel=true"], "above 1"),
+        (["rm_type="], "nothing rewards the samples"),
+        (["rm_type=deepscalar"], "did you mean deepscaler?"),
+        (["group_rm=true"], "needs reward.custom_rm_path"),
+        (["custom_rm_path=nowhere.mod:f", "rm_type="], "there is no module nowhere.mod"),
+        (["custom_rm_path=json:lods"], "defines no lods"),
+        (["custom_rm_path=json"], "write package.module:function"),
+        (["prompt_data="], "data.prompt_data is missing"),
+        (["prompt_data=x@[1]"], "path@[start:stop]"),
+        (["hf_checkpoint=nowhere"], "is not a directory"),
+        (["ref_load=nowhere"], "model.ref_load 'nowhere' is not a directory"),
+        (["eval_interval=1", "eval_prompt_data=e nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        (["megatron.expert_model_parallel_size=2"], "the model is dense"),
+    ],
+)
+def test_checks_between_keys_and_of_files(words: list[str], part: str, tmp_path: Path):
+    assert part in " ".join(faults(tmp_path, *words))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_incomplete_model(name: str, tmp_path: Path):
+    folder = make_model(tmp_path / "other", leave_out=name)
+    wanted = {"tokenizer.json": "tokenizer", "model.safetensors": ".safetensors"}.get(name, name)
+    assert wanted in fault(tmp_path, f"hf_checkpoint={folder}")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope scaling 'yarn' is not supported"),
+        ({"vocab_size": None}, "lacks 'vocab_size'"),
+    ],
+)
+def test_a_model_that_cannot_be_built(change: dict, part: str, tmp_path: Path):
+    folder = make_model(tmp_path / "other")
+    changed = {k: v for k, v in (CONFIG | change).items() if v is not None}
+    (folder / "config.json").write_text(json.dumps(changed))
+    assert part in fault(tmp_path, f"hf_checkpoint={folder}")
+
+
+def test_rows_are_looked_at_where_a_reader_would_look(tmp_path: Path):
+    rows = make_rows(tmp_path / "eval.jsonl", ("prompt", "answer"))
+    text = fault(tmp_path, "eval_interval=1", f"eval_prompt_data=a {rows}")
+    assert f"data.input_key 'question' is no column of {rows}:1" in text
+    loaded(tmp_path, "eval_interval=1", f"eval_prompt_data=a {rows}", "eval_input_key=prompt")
+    loaded(tmp_path, f"prompt_data={tmp_path / 'rows.jsonl'}@[0:2]")
+
+
+def test_parquet_columns(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"question": ["a"], "solution": ["b"]}), path)
+    assert "is no column of" in fault(tmp_path, f"prompt_data={path}")
+    loaded(tmp_path, f"prompt_data={path}", "label_key=solution")
+    path.write_text("no table")
+    assert "is not a Parquet file" in fault(tmp_path, f"prompt_data={path}")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "is empty"),
+        ("a: [1", "not valid YAML"),
+        ("- a", "must hold sections"),
+        ("train: {lr: 1}\ntrain: {lr: 2}\n", ":2: train is already set in line 1"),
+        ("train:\n  lr: 1\n  lr: 2\n", ":3: train.lr is already set in line 2"),
+    ],
+)
+def test_files_that_are_no_configuration(text: str, part: str, tmp_path: Path):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="x.yaml") as error:
+        load(path, [], 1, 1)
+    assert part in str(error.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path / "x.yaml", [], 1, 1)
