@@ -1,0 +1,234 @@
+"""The trainer of one rank: holds its part of the model, turns shards into updates, gives weights
+out.
+
+In: the configuration, the placement, then a `Shard` for each rollout. Out: metrics, Hugging Face
+tensors, checkpoints. Every method is collective over the train ranks. Knows no engines, no files
+but checkpoints, no control plane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from spmd_rl import architecture
+from spmd_rl.algo.advantages import advantages, whiten, whitening_sums
+from spmd_rl.algo.kl import kl
+from spmd_rl.config.schema import Config
+from spmd_rl.trainer import (
+    checkpoint,
+    cpu_compat,
+    loss,
+    model,
+    optimizer,
+    parallel,
+    report,
+)
+from spmd_rl.trainer.data import Piece, RolloutData
+from spmd_rl.trainer.memory import Memory
+from spmd_rl.trainer.passes import Passes
+from spmd_rl.trainer.reference import Reference
+from spmd_rl.types import Placement, Shard
+from spmd_rl.weights import export, hf
+from spmd_rl.weights.names import NameMap
+
+
+class Trainer:
+    """Built once torch.distributed is initialised over the train ranks only."""
+
+    def __init__(
+        self,
+        cfg: Config,
+        placement: Placement,
+        rank: int,
+        num_steps: int,
+        device: torch.device | None = None,
+    ):
+        self.cfg, self.placement, self.rank = cfg, placement, rank
+        self.device = device or _device(cfg, placement, rank)
+        cpu_compat.enable(self.device)
+        self.groups = parallel.initialise(placement, cfg.megatron, cfg.train.seed)
+        self.memory = Memory(self.device, bool(cfg.placement.offload_train))
+        self.start = cfg.model.ref_load or cfg.model.hf_checkpoint
+        self.architecture = architecture.read(self.start)
+        self.names = NameMap(self.architecture)
+        with self.memory.pool():
+            self._build(num_steps)
+        head = loss.Head(cfg, self.groups, self.architecture.vocab_size)
+        self.passes = Passes(self.wrapped, self.groups, head)
+        self.reference = Reference(self.chunks) if _needs_reference(cfg) else None
+        self.data: RolloutData | None = None
+        self.first_rollout: int | None = None
+        self._host_values: list[dict[str, float]] = []
+        self.loss = loss.sft if cfg.algo.loss_type == "sft_loss" else loss.policy
+
+    def _build(self, num_steps: int) -> None:
+        cfg, groups = self.cfg, self.groups
+        self.config = model.transformer_config(self.architecture, cfg.megatron, groups, self.device)
+        self.chunks = model.build(self.architecture, self.config, self.device)
+        parameters = export.named_parameters(self.chunks)
+        model.mark_split(parameters, self.names)
+        hf.load(self.start, parameters, self.names, groups.tp_rank, groups.tp_size)
+        self.wrapped = optimizer.wrap(self.chunks, self.config, cfg.megatron)
+        self.optimizer = optimizer.build(self.wrapped, self.config, cfg)
+        optimizer.after_steps(self.wrapped)
+        self.schedule = optimizer.build_schedule(self.optimizer, cfg, num_steps)
+
+    def describe(self) -> dict[str, Any]:
+        """What was built, for the log. Not collective."""
+        return {
+            "family": self.architecture.family,
+            "parameters": hf.count(self.start),
+            "dtype": str(self.config.params_dtype).removeprefix("torch."),
+            "layers": self.config.transformer_impl,
+            "device": str(self.device),
+        }
+
+    def load(self, shard: Shard) -> None:
+        """Take this rank's shard of the next rollout."""
+        self.data = RolloutData(shard, self.cfg, self.groups, self.device)
+
+    def train(self, rollout: int) -> dict[str, Any]:
+        """Log-probs, advantages and the rollout's optimizer steps; metrics over all ranks."""
+        assert self.data is not None, "load() comes before train()"
+        data, timers = self.data, report.Timers(self.device)
+        cpu_compat.enable(self.device)
+        if self.first_rollout is None:
+            self.first_rollout = rollout
+        with timers.phase("train"):
+            if self.cfg.algo.loss_type == "policy_loss":
+                self._prepare(data, timers)
+            with timers.phase("actor_train"):
+                optimizer.before_steps(self.wrapped)
+                steps = [self._step(data, step) for step in range(data.num_steps)]
+                optimizer.after_steps(self.wrapped)
+        metrics = self._metrics(data, steps, timers, rollout)
+        self.data = None
+        return metrics
+
+    def _prepare(self, data: RolloutData, timers: report.Timers) -> None:
+        """Everything a policy loss needs that is computed once a rollout."""
+        algo = self.cfg.algo
+        if self.reference is not None:
+            with timers.phase("ref_log_probs"), self.reference.swapped_in():
+                data.ref_log_probs = self.passes.log_probs(data)
+        if algo.use_rollout_logprobs:
+            data.old_log_probs = data.rollout_log_probs
+        elif data.num_steps > 1 or algo.kl_coef:  # else the current ones are the old ones
+            with timers.phase("log_probs"):
+                data.old_log_probs = data.log_probs = self.passes.log_probs(data)
+        if self.groups.last_stage:
+            data.advantages = self._advantages(data)
+
+    def _advantages(self, data: RolloutData) -> Tensor:
+        algo, shaped = self.cfg.algo, None
+        if algo.kl_coef and data.old_log_probs is not None and data.ref_log_probs is not None:
+            shaped = kl(data.old_log_probs, data.ref_log_probs, algo.kl_loss_type)
+        found = advantages(
+            algo.advantage_estimator,
+            data.rewards,
+            data.response_lengths,
+            data.mask,
+            shaped,
+            kl_coef=algo.kl_coef,
+            gamma=algo.gamma,
+        )
+        if not algo.normalize_advantages:
+            return found
+        sums = whitening_sums(found, data.mask)
+        if self.groups.dp_size > 1:
+            dist.all_reduce(sums, group=self.groups.dp)
+        return whiten(found, sums)
+
+    def _step(self, data: RolloutData, step: int) -> tuple[dict, dict]:
+        """One optimizer step; its metrics on this rank."""
+        for chunk in self.wrapped:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+        def loss_of(logits: Tensor, piece: Piece) -> loss.Outcome:
+            now = self.passes.head(logits, piece)
+            if data.old_log_probs is None or self.cfg.algo.use_rollout_logprobs:
+                data.keep_log_probs(piece, now.log_probs)
+            return self.loss(now, piece, data, self.cfg)
+
+        sums, maxima = self.passes.step(data.step(step), loss_of)
+        rate = self.optimizer.param_groups[0]["lr"]
+        updated, norm, _ = self.optimizer.step()
+        if not updated:
+            raise RuntimeError(f"optimizer step {step} was skipped: gradients are not finite")
+        self.schedule.step(increment=1)
+        self._host_values.append({"grad_norm": norm, "lr-pg_0": rate})
+        return sums, maxima
+
+    def _metrics(
+        self, data: RolloutData, steps: list, timers: report.Timers, rollout: int
+    ) -> dict[str, Any]:
+        metrics: dict[str, Any] = {}
+        if self.groups.last_stage:
+            metrics = report.collect(data, steps, self.groups)
+        if self.groups.pp_size > 1:
+            box = [metrics]
+            last = dist.get_process_group_ranks(self.groups.pp)[-1]
+            dist.broadcast_object_list(box, src=last, group=self.groups.pp)
+            metrics = box[0]
+        for name in self._host_values[0]:
+            metrics[f"train/{name}"] = [values[name] for values in self._host_values]
+        self._host_values.clear()
+        seconds = timers.seconds["actor_train"]
+        metrics["perf/actor_train_tok_per_s"] = metrics.pop("tokens") / seconds
+        if self.cfg.debug.ci_test and self.cfg.algo.loss_type == "policy_loss":
+            assert self.first_rollout is not None
+            report.check_gates(metrics, self.cfg, rollout, self.first_rollout)
+        return metrics | timers.metrics()
+
+    def hf_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, whole tensor), streamed in one order; every rank sees each."""
+        yield from export.hf_tensors(self.chunks, self.names, self.groups)
+
+    def save_hf(self, directory: str | Path) -> None:
+        """A checkpoint that transformers loads. Train rank 0 writes; all take part."""
+        if dist.get_rank() == 0:
+            template = self.cfg.model.hf_checkpoint
+            hf.save(directory, self.hf_tensors(), template, self.config.params_dtype)
+        else:
+            for _ in self.hf_tensors():
+                pass
+        dist.barrier()
+
+    def save(self, directory: str | Path) -> None:
+        """Weights, optimizer (unless checkpoint.no_save_optim), schedule, random state."""
+        kept = None if self.cfg.checkpoint.no_save_optim else self.optimizer
+        checkpoint.save(directory, self.chunks, kept, self.schedule, self.groups)
+
+    def load_checkpoint(self, directory: str | Path) -> None:
+        kept = None if self.cfg.checkpoint.no_save_optim else self.optimizer
+        checkpoint.load(directory, self.chunks, kept, self.schedule, self.groups)
+        if kept is None:
+            self.optimizer.reload_model_params()
+
+    def offload(self) -> None:
+        """Give device memory back while engines generate."""
+        self.memory.offload()
+
+    def onload(self) -> None:
+        self.memory.onload()
+
+
+def _device(cfg: Config, placement: Placement, rank: int) -> torch.device:
+    wanted = cfg.placement.device
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    device = torch.device("cuda", rank % placement.ranks_per_node)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _needs_reference(cfg: Config) -> bool:
+    algo = cfg.algo
+    return algo.loss_type == "policy_loss" and (algo.use_kl_loss or algo.kl_coef != 0)

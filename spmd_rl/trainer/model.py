@@ -1,0 +1,203 @@
+"""Builds the Megatron model of an architecture, on this rank's part of the layout.
+
+In: the architecture, `megatron:` options, the groups and the device. Out: model chunks (one per
+virtual pipeline stage) with uninitialised weights. Layers are Transformer Engine's when it is
+installed, else plain torch's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from spmd_rl.architecture import Architecture, contradictions
+from spmd_rl.trainer.parallel import Groups
+from spmd_rl.weights.names import NameMap
+
+
+def use_bf16(megatron: dict[str, Any], device: torch.device) -> bool:
+    """`megatron.bf16`; unset it is on for GPUs and off for CPUs."""
+    return bool(megatron.get("bf16", device.type == "cuda"))
+
+
+def have_te(device: torch.device) -> bool:
+    return device.type == "cuda" and importlib.util.find_spec("transformer_engine") is not None
+
+
+def transformer_config(
+    architecture: Architecture, megatron: dict[str, Any], groups: Groups, device: torch.device
+) -> Any:
+    """Megatron's TransformerConfig: the checkpoint's architecture, our defaults, the user's
+    options.
+    """
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    faults = contradictions(architecture, megatron)
+    if faults:
+        raise ValueError("\n".join(faults))
+    dtype = torch.bfloat16 if use_bf16(megatron, device) else torch.float32
+    on_gpu = device.type == "cuda"
+    defaults = dict(
+        architecture.transformer,
+        activation_func=F.silu,
+        rotary_interleaved=architecture.rope.interleaved,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        perform_initialization=False,  # every weight is loaded
+        use_cpu_initialization=not on_gpu,
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",  # variable_seq_lengths wants it, dense models too
+        calculate_per_token_loss=True,  # gradients are summed; loss.py has scaled them already
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        bias_dropout_fusion=on_gpu,
+        bias_activation_fusion=on_gpu,
+        apply_rope_fusion=have_te(device),
+        masked_softmax_fusion=False,
+        transformer_impl="transformer_engine" if have_te(device) else "local",
+        sequence_parallel=bool(megatron.get("sequence_parallel")) and groups.tp_size > 1,
+    )
+    sizes = dict(
+        tensor_model_parallel_size=groups.tp_size,
+        pipeline_model_parallel_size=groups.pp_size,
+        context_parallel_size=groups.cp_size,
+    )
+    names = {f.name for f in dataclasses.fields(TransformerConfig)}
+    user = {k: v for k, v in megatron.items() if k in names and k != "sequence_parallel"}
+    values = defaults | user | sizes
+    return TransformerConfig(**{k: v for k, v in values.items() if k in names})
+
+
+def padded_vocab(vocab_size: int, tp_size: int) -> int:
+    """Rows of the embedding: divisible over tensor-parallel ranks."""
+    return -(-vocab_size // tp_size) * tp_size
+
+
+def build(architecture: Architecture, config: Any, device: torch.device) -> list[torch.nn.Module]:
+    """This rank's model chunks; weights are allocated, not set."""
+    from megatron.core import parallel_state as mpu
+
+    stages = config.virtual_pipeline_model_parallel_size
+    chunks = []
+    for stage in range(stages) if stages else [None]:
+        at: dict[str, Any] = dict(ignore_virtual=False, vp_stage=stage)
+        chunks.append(
+            _build_chunk(
+                architecture,
+                config,
+                device,
+                pre_process=mpu.is_pipeline_first_stage(**at),
+                post_process=mpu.is_pipeline_last_stage(**at),
+                vp_stage=stage,
+            )
+        )
+    return chunks
+
+
+def _build_chunk(
+    architecture: Architecture, config: Any, device: torch.device, **stage: Any
+) -> torch.nn.Module:
+    from megatron.core.models.gpt import GPTModel
+
+    te = config.transformer_impl == "transformer_engine"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = GPTModel(
+            config=config,
+            transformer_layer_spec=_spec(architecture, config, te, stage["vp_stage"]),
+            vocab_size=padded_vocab(architecture.vocab_size, config.tensor_model_parallel_size),
+            max_sequence_length=architecture.max_positions,
+            share_embeddings_and_output_weights=architecture.tied,
+            position_embedding_type="rope" if te else "none",  # TorchAttention rotates by itself
+            rotary_percent=architecture.rope.dimensions / config.kv_channels,
+            rotary_base=architecture.rope.theta,  # type: ignore[arg-type]
+            **stage,
+        )
+    if te:
+        model.rotary_pos_emb.inv_freq = architecture.rope.inv_freq().to(device)
+    model.vp_stage = stage["vp_stage"]
+    if stage["post_process"]:
+        _OutputRows(model.output_layer, config)
+    return model.to(device)
+
+
+def mark_split(parameters: Iterable[tuple[str, torch.nn.Parameter]], names: NameMap) -> None:
+    """Say which parameters are split over tensor-parallel ranks.
+
+    megatron-core says it while initialising weights, which is skipped here; without it the norm
+    of the gradients would count only rank 0's parts.
+    """
+    from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
+
+    for name, parameter in parameters:
+        kind = names.sources(name).kind
+        if kind != "whole" and not hasattr(parameter, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(parameter, True, int(kind == "columns"), 1)
+
+
+def _spec(architecture: Architecture, config: Any, te: bool, vp_stage: int | None) -> Any:
+    """Layer specification of this stage."""
+    from megatron.core.models.gpt import gpt_layer_specs as specs
+    from megatron.core.transformer.spec_utils import ModuleSpec
+    from megatron.core.transformer.transformer_block import (
+        TransformerBlockSubmodules,
+        get_num_layers_to_build,
+    )
+
+    if te:
+        return specs.get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    from spmd_rl.trainer.attention import TorchAttention
+    from spmd_rl.trainer.layers import TorchMLP, TorchRMSNorm
+
+    layer = specs.get_gpt_layer_local_spec(
+        qk_layernorm=config.qk_layernorm, normalization=config.normalization
+    )
+    parts = layer.submodules
+    attention = parts.self_attention.submodules
+    rope = dict(inv_freq=architecture.rope.inv_freq(), interleaved=architecture.rope.interleaved)
+    attention.core_attention = ModuleSpec(module=TorchAttention, params=rope)
+    parts.mlp.module = TorchMLP
+    parts.input_layernorm = parts.pre_mlp_layernorm = TorchRMSNorm
+    if config.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = TorchRMSNorm
+    count = get_num_layers_to_build(config, vp_stage=vp_stage)
+    norm: Any = TorchRMSNorm
+    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
+
+
+class _OutputRows:
+    """Lets the output layer make logits only for the rows that predict something.
+
+    Prompt tokens need none, and logits are the largest activation of all. Set `output_layer.rows`
+    to the token indices of a micro-batch before its forward pass; None makes all.
+    """
+
+    def __init__(self, output_layer: torch.nn.Module, config: Any):
+        layer: Any = output_layer
+        layer.rows = None
+        self.group = layer.tp_group if config.sequence_parallel else None
+        if self.group is not None:  # the rows are chosen from the gathered sequence
+            layer.sequence_parallel = False
+            layer.allreduce_dgrad = True
+        layer.register_forward_pre_hook(self)
+
+    def __call__(self, layer: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+        hidden = args[0]
+        if self.group is not None:
+            hidden = gather_from_sequence_parallel_region(
+                hidden, tensor_parallel_output_grad=False, group=self.group
+            )
+        if layer.rows is not None:
+            hidden = hidden.index_select(0, layer.rows)
+        return (hidden, *args[1:])

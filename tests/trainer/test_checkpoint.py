@@ -1,0 +1,134 @@
+"""Going on from a checkpoint, bitwise; in another layout; weights alone. Two runs are one run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.models import tiny_model
+from tests.ranks import run_ranks
+from tests.trainer.cases import Ranks, config, ok, ragged_batch
+
+TRAIN = {
+    "lr": 3e-3,
+    "clip_grad": 1.0,
+    "use_dynamic_batch_size": True,
+    "max_tokens_per_gpu": 128,
+    "global_batch_size": 6,
+    "lr_decay_style": "cosine",
+    "lr_warmup_iters": 2,
+}
+ALGO = {"use_kl_loss": True, "kl_loss_coef": 0.1}
+
+
+def settings(model: str, **more):
+    train = TRAIN | more.pop("train", {})
+    return config(model, algo=ALGO, train=train, **more)
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.hf_tensors()}
+
+
+def rollouts(ranks, trainer, numbers):
+    batches = [ragged_batch(seed=k, siblings=False) for k in numbers]
+    return [ranks.train(trainer, b, k)["train/loss"] for k, b in zip(numbers, batches, strict=True)]
+
+
+def rank_resume(model: str, folder: str) -> None:
+    with Ranks() as ranks:
+        kinds = {"fp32": {}, "bf16": {"bf16": True}}
+        for kind, megatron in kinds.items():
+            case = f"{kind}-{ranks.world}"
+            cfg = settings(model, megatron=megatron)
+            for name in ("once", "again"):
+                trainer = ranks.trainer(cfg, num_steps=8)
+                losses = rollouts(ranks, trainer, (0, 1))
+                path = f"{folder}/{case}-{name}"
+                trainer.save(path)
+                losses += rollouts(ranks, trainer, (2, 3))
+                ranks.keep(folder, f"{case}-{name}", (losses, weights(trainer)))
+            overlapped = {"overlap_grad_reduce": True, "overlap_param_gather": True}
+            trainer = ranks.trainer(settings(model, megatron=megatron | overlapped), num_steps=8)
+            losses = rollouts(ranks, trainer, (0, 1, 2, 3))
+            ranks.keep(folder, f"{case}-overlapped", (losses, weights(trainer)))
+            trainer = ranks.trainer(cfg, num_steps=8)
+            trainer.load_checkpoint(f"{folder}/{case}-once")
+            losses = rollouts(ranks, trainer, (2, 3))
+            ranks.keep(folder, f"{case}-resumed", (losses, weights(trainer)))
+
+
+def rank_other_layout(model: str, folder: str) -> None:
+    """What two data-parallel ranks saved, read by two tensor-parallel ranks; and weights alone."""
+    with Ranks() as ranks:
+        cfg = settings(model)
+        trainer = ranks.trainer(cfg, num_steps=8, tp=2)
+        before = weights(trainer)
+        trainer.load_checkpoint(f"{folder}/fp32-2-once")
+        loaded = weights(trainer)
+        losses = rollouts(ranks, trainer, (2, 3))
+        trainer.save_hf(f"{folder}/hf-tp2")
+        ranks.keep(folder, "tp2", (before, loaded, losses, weights(trainer)))
+
+        no_optimizer = {"no_save_optim": True}
+        plain = ranks.trainer(settings(model, checkpoint=no_optimizer), num_steps=8)
+        plain.load_checkpoint(f"{folder}/fp32-2-once")
+        plain.save(f"{folder}/weights-only")
+        again = ranks.trainer(settings(model, checkpoint=no_optimizer), num_steps=8)
+        again.load_checkpoint(f"{folder}/weights-only")
+        ranks.keep(folder, "weights_only", weights(again))
+        with pytest.raises(ValueError, match="no optimizer state"):
+            ranks.trainer(cfg, num_steps=8).load_checkpoint(f"{folder}/weights-only")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = str(tiny_model("qwen3", kv_heads=2, tied=True))
+    for world in (1, 2):
+        ok(run_ranks(world, rank_resume, model, str(folder), limit=200))
+    ok(run_ranks(2, rank_other_layout, model, str(folder), limit=200))
+    kept = {p.stem: torch.load(p, weights_only=False) for p in folder.glob("*.pt")}
+    return folder, model, kept
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("case", ["fp32-1", "fp32-2", "bf16-1", "bf16-2"])
+def test_two_runs_and_a_resumed_one_end_bitwise_equal(results, case):
+    _, _, kept = results
+    (losses, want), (again, repeated), (later, resumed), (_, overlapped) = (
+        kept[f"{case}-{name}"] for name in ("once", "again", "resumed", "overlapped")
+    )
+    assert losses == again and losses[2:] == later
+    assert same(want, repeated)
+    assert same(want, resumed)
+    assert same(want, overlapped)  # communication beside computation changes no bit
+    assert len({float(x) for step in losses for x in step}) == 8  # two different steps a rollout
+
+
+def test_data_parallel_is_the_same_run(results):
+    _, _, kept = results
+    (one, alone), (two, both) = kept["fp32-1-once"], kept["fp32-2-once"]
+    assert sum(one, []) == pytest.approx(sum(two, []), rel=1e-4)
+    for name, value in alone.items():
+        assert (both[name] - value).abs().max() <= 1e-4, name
+
+
+def test_another_layout_goes_on_where_the_first_stopped(results):
+    folder, model, kept = results
+    from safetensors.torch import load_file
+
+    before, loaded, losses, after = kept["tp2"]
+    start = load_file(f"{model}/model.safetensors")
+    assert same(before, start)
+    assert not same(loaded, start)
+    assert sum(losses, []) == pytest.approx(sum(kept["fp32-2-once"][0][2:], []), rel=1e-4)
+    assert same(load_file(folder / "hf-tp2" / "model.safetensors"), after)
+
+
+def test_weights_without_an_optimizer(results):
+    _, _, kept = results
+    assert same(kept["weights_only"], kept["tp2"][1])
