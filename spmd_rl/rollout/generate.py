@@ -1,0 +1,202 @@
+"""One sample: prompt tokens to a response, by one turn or by the user's own function.
+
+Comes in: a sample whose `tokens` are its prompt; goes out: the same sample with its response, the
+engine's log-probs, the version of every token and a status. User functions reach the engines
+through `current()` or call `generate` themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from spmd_rl import hooks
+from spmd_rl.config.schema import Config
+from spmd_rl.rollout.client import EngineClient, Generated
+from spmd_rl.tasks import Slots
+from spmd_rl.types import Sample, Status
+
+STATUS = {"stop": Status.COMPLETED, "length": Status.TRUNCATED, "abort": Status.ABORTED}
+MOST_TOGETHER = 16  # samples in one request
+REQUESTS_PER_ENGINE = 4  # of a rollout, at least, before samples are sent together
+ABORT_TRIES = 3  # an engine that gave up a request nobody aborted is asked again
+
+
+@dataclass
+class Counts:
+    """What the engines said about one rollout's requests."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    requests: int = 0
+
+    def add(self, answer: Generated) -> None:
+        self.prompt_tokens += answer.prompt_tokens
+        self.cached_tokens += answer.cached_tokens
+        self.requests += 1
+
+
+class Generator:
+    """What generating needs: engines, tokenizer, limits. One exists in the collector process."""
+
+    def __init__(self, cfg: Config, tokenizer: Any, client: EngineClient):
+        self.cfg, self.tokenizer, self.client = cfg, tokenizer, client
+        self.counts = Counts()
+        self.engines = len(client.addresses.urls)
+        self._slots = Slots(cfg.rollout.sglang_server_concurrency * self.engines)
+        self._custom = hooks.optional(cfg.rollout.custom_generate_function_path)
+        self._tells_evaluation = self._custom is not None and hooks.accepts(
+            self._custom, "evaluation"
+        )
+
+    def portions(self, samples: list[Sample], of: int) -> list[list[Sample]]:
+        """The samples, out of a rollout's, cut into requests."""
+        alone = self._custom is not None or not self.cfg.rollout.group_requests
+        size = 1 if alone else samples_per_request(of, self.engines)
+        return [samples[start : start + size] for start in range(0, len(samples), size)]
+
+    async def portion(
+        self, samples: list[Sample], sampling: dict[str, Any], evaluation: bool = False
+    ) -> list[list[Sample]]:
+        """The finished samples, each as all that the user's function made of it."""
+        options = [
+            sampling | {"sampling_seed": self.cfg.data.rollout_seed + sample.index}
+            for sample in samples
+        ]
+        async with self._slots.hold(len(samples)):
+            if len(samples) > 1:
+                return [[s] for s in await generate_together(self.cfg, samples, options)]
+            if self._custom is None:
+                return [[await generate(self.cfg, samples[0], options[0])]]
+            told = {"evaluation": evaluation} if self._tells_evaluation else {}
+            made = await hooks.call(self._custom, self.cfg, samples[0], options[0], **told)
+        return [_siblings(samples[0], made)]
+
+    async def ask(self, tokens: list[int], sampling: dict[str, Any]) -> Generated:
+        """One request to an engine."""
+        answer = await self.client.generate(tokens, sampling)
+        self.counts.add(answer)
+        return answer
+
+    async def ask_together(
+        self, tokens: list[list[int]], sampling: list[dict[str, Any]]
+    ) -> list[Generated]:
+        """One request for several samples."""
+        answers = await self.client.generate_together(tokens, sampling)
+        for answer in answers:
+            self.counts.add(answer)
+        return answers
+
+
+def samples_per_request(samples: int, engines: int) -> int:
+    """Every engine must get several requests of a rollout, or the last ones would run on some
+    engines while others have nothing to do."""
+    return max(1, min(MOST_TOGETHER, samples // (REQUESTS_PER_ENGINE * engines)))
+
+
+_current: Generator | None = None
+
+
+def current() -> Generator:
+    """The collector's generator, for user functions: `.ask(tokens, sampling)`, `.tokenizer`."""
+    if _current is None:
+        raise RuntimeError("there is no generator: no engines are connected")
+    return _current
+
+
+def use(generator: Generator) -> None:
+    global _current
+    _current = generator
+
+
+async def generate(args: Config, sample: Sample, sampling_params: dict[str, Any]) -> Sample:
+    """One turn, with the signature of a custom generate function."""
+    generator = current()
+    budget = _prepare(args, sample, sampling_params["max_new_tokens"])
+    if budget < 1:
+        return sample
+    for _ in range(ABORT_TRIES):
+        answer = await generator.ask(sample.tokens, sampling_params | {"max_new_tokens": budget})
+        if answer.finish != "abort":
+            break
+    append(sample, answer)
+    return sample
+
+
+async def generate_together(
+    args: Config, samples: list[Sample], options: list[dict[str, Any]]
+) -> list[Sample]:
+    """One turn of several samples in one request: an engine answers a prompt's samples in two
+    thirds of the time (measured with 626 k parameters on a CPU, 8 samples a prompt)."""
+    waiting, tokens, sampling = [], [], []
+    for sample, own in zip(samples, options, strict=True):
+        budget = _prepare(args, sample, own["max_new_tokens"])
+        if budget >= 1:
+            waiting.append((sample, own))
+            tokens.append(sample.tokens)
+            sampling.append(own | {"max_new_tokens": budget})
+    answers = await current().ask_together(tokens, sampling) if waiting else []
+    for (sample, own), answer in zip(waiting, answers, strict=True):
+        if answer.finish == "abort":
+            await generate(args, sample, own)
+        else:
+            append(sample, answer)
+    return samples
+
+
+def append(sample: Sample, answer: Generated) -> None:
+    """Add what an engine generated to a sample."""
+    sample.tokens += answer.tokens
+    sample.response += answer.text
+    sample.response_length += len(answer.tokens)
+    sample.rollout_log_probs += answer.log_probs
+    sample.weight_versions += answer.versions
+    sample.status = STATUS.get(answer.finish, Status.FAILED)
+
+
+def sampling_params(cfg: Config) -> dict[str, Any]:
+    """SGLang's sampling parameters for training rollouts."""
+    rollout = cfg.rollout
+    return {
+        "temperature": rollout.rollout_temperature,
+        "top_p": rollout.rollout_top_p,
+        "top_k": rollout.rollout_top_k,
+        "max_new_tokens": rollout.rollout_max_response_len,
+        "stop": rollout.rollout_stop,
+        "stop_token_ids": rollout.rollout_stop_token_ids,
+        "skip_special_tokens": rollout.rollout_skip_special_tokens,
+        "no_stop_trim": True,
+        "spaces_between_special_tokens": False,
+    }
+
+
+def _prepare(cfg: Config, sample: Sample, most: int) -> int:
+    """Tokens the sample may still get; without any it is finished."""
+    if not sample.tokens:
+        if not isinstance(sample.prompt, str):
+            raise ValueError(
+                "a prompt is chat messages: set data.apply_chat_template: true, or give a "
+                "rollout.custom_generate_function_path that renders them"
+            )
+        sample.tokens = current().tokenizer.encode(sample.prompt, add_special_tokens=False)
+    context = cfg.rollout.rollout_max_context_len
+    left = most - sample.response_length
+    left = left if context is None else min(left, context - len(sample.tokens))
+    if left < 1:
+        sample.status = Status.TRUNCATED
+    return left
+
+
+def _siblings(sample: Sample, made: Any) -> list[Sample]:
+    """What a custom function returned, as samples that know they come from one prompt's sample."""
+    samples = made if isinstance(made, list) else [made]
+    if not samples or not all(isinstance(item, Sample) for item in samples):
+        raise TypeError(
+            "rollout.custom_generate_function_path must return a Sample or a list of them, "
+            f"not {made!r:.200}"
+        )
+    if len(samples) > 1:
+        for item in samples:
+            item.group_index = sample.group_index
+            item.rollout_id = sample.index if item.rollout_id is None else item.rollout_id
+    return samples

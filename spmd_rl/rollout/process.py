@@ -1,0 +1,105 @@
+"""The collector process: reads requests from rank 0, answers them, ends when rank 0 does.
+
+Comes in: on standard input, a socket with pickled requests [number, name, arguments]; the first is
+the configuration. Goes out: [number, value or None, Failure or None]. All user code runs here, so
+that it can neither stall nor crash the trainer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import gc
+import os
+import signal
+import socket
+import sys
+import traceback
+from typing import Any, NamedTuple
+
+from spmd_rl.rollout.pipe import AsyncPipe, Closed
+
+COMMANDS = ("num_prompts", "connect", "collect", "evaluate", "load_state", "close")
+
+
+TORCH_HINT = (
+    "The collector loads transformers without torch unless a function of yours needs it: write "
+    "'import torch' at the top of the module that the configuration names.\n"
+)
+
+
+class Failure(NamedTuple):
+    """Why a request failed."""
+
+    text: str  # traceback, or the sentence of a DataError
+    for_user: bool  # the text is a sentence about what the user gave, no traceback is needed
+
+
+def main() -> None:
+    faulthandler.enable()
+    sock = socket.socket(fileno=os.dup(0))
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)  # user code that forks or reads stdin must not meet the socket
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, which ends this process
+    _find_user_code()
+    asyncio.run(serve(AsyncPipe(sock)))
+    sys.stdout.flush()
+    os._exit(0)  # threads of user code that still block must not hold up the end
+
+
+async def serve(pipe: AsyncPipe) -> None:
+    service = None
+    try:
+        while True:
+            number, name, args = await pipe.receive()
+            value, failure = None, None
+            try:
+                if service is None:
+                    service, value = await _start(*args)
+                else:
+                    assert name in COMMANDS, name
+                    value = await getattr(service, name)(*args)
+            except Exception as error:
+                failure = _failure(error)
+            await pipe.send((number, value, failure))
+            if name == "close":
+                return
+    except Closed:
+        return
+
+
+async def _start(settings: dict[str, Any]):
+    """The service and what the user should know about the data."""
+    from spmd_rl.config.schema import Config
+    from spmd_rl.rollout.service import Service
+
+    service = await asyncio.get_running_loop().run_in_executor(
+        None, lambda: Service(Config.model_validate(settings), without_torch=True)
+    )
+    # What is loaded by now stays; one look through all of it for garbage takes 0.1 to 0.4 s.
+    gc.collect()
+    gc.freeze()
+    return service, service.notes
+
+
+def _failure(error: Exception) -> Failure:
+    from spmd_rl.data.rows import DataError
+
+    text = "".join(traceback.format_exception(error))
+    if isinstance(error, ImportError) and "PyTorch" in text and "torch" not in sys.modules:
+        text += TORCH_HINT
+    print(text, file=sys.stderr, flush=True)
+    return Failure(str(error), True) if isinstance(error, DataError) else Failure(text, False)
+
+
+def _find_user_code() -> None:
+    """Hooks may live in the working directory. It comes last: a script there that is named like a
+    module of the standard library must not take its place."""
+    sys.path[:] = [path for path in sys.path if path not in ("", os.getcwd())] + [os.getcwd()]
+
+
+if __name__ == "__main__":
+    # `python -m` runs this file as __main__; what is pickled must be known by its real name.
+    from spmd_rl.rollout.process import main as run
+
+    run()

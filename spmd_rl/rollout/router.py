@@ -1,0 +1,112 @@
+"""sglang-router in front of several engines: one address for generation requests.
+
+Comes in: the engines' URLs and the job's key; goes out: the address clients use. With one engine
+that is the engine. Run as a program it becomes the router: its arguments, the key among them,
+arrive on standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from spmd_rl.config import Config
+from spmd_rl.control import Child, spawn
+from spmd_rl.rollout import engine_args
+from spmd_rl.rollout.admin import EngineAdmin
+from spmd_rl.rollout.engines import EngineDied, describe_death, tail
+from spmd_rl.rollout.ports import Ports
+
+START_SECONDS = 60.0
+
+
+class Router:
+    """The router process, a child of this one; does nothing with a single engine."""
+
+    def __init__(
+        self, cfg: Config, urls: list[str], key: str, run_dir: Path, host: str | None = None
+    ):
+        self.log = Path(run_dir) / "logs" / "router.log"
+        self.child: Child | None = None
+        if len(urls) == 1:
+            self.url = urls[0]
+            return
+        host = host or cfg.placement.host_ip or str(urlsplit(urls[0]).hostname)
+        ports = Ports(host)
+        port, metrics_port = ports.reserve(), ports.reserve()
+        self.url = f"http://{host}:{port}"
+        args = router_args(cfg, urls, key) | {
+            "host": host,
+            "port": port,
+            "prometheus_host": host,
+            "prometheus_port": metrics_port,
+        }
+        ours, theirs = socket.socketpair()
+        env = engine_args.environment(cfg)
+        with ours, theirs:
+            ours.sendall(json.dumps(args).encode())
+            ours.shutdown(socket.SHUT_WR)
+            argv = [sys.executable, "-m", "spmd_rl.rollout.router"]
+            self.child = spawn(argv, env=env, log=self.log, stdin=theirs)
+            self._wait(key, len(urls))
+        ports.close()
+
+    def _wait(self, key: str, engines: int) -> None:
+        """Until every engine is registered: before, the router would send all requests to the
+        first.
+        """
+        admin = EngineAdmin(self.url, key)
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            self.check()
+            if admin.health(2.0) and admin.workers() == engines:
+                return
+            if time.monotonic() > deadline:
+                raise EngineDied(f"the router did not become ready; its log:\n{tail(self.log)}")
+            time.sleep(0.05)
+
+    def check(self) -> None:
+        """Raise EngineDied when the router has ended."""
+        status = self.child.poll() if self.child else None
+        if status is not None:
+            raise EngineDied(describe_death("the router", status, self.log))
+
+    def stop(self) -> None:
+        if self.child:
+            self.child.stop(grace=0.0)
+            self.child = None
+
+
+def router_args(cfg: Config, urls: list[str], key: str) -> dict:
+    """RouterArgs fields. Failing engines are the job's business: no circuit breaker, no health
+    checks.
+    """
+    return {
+        "worker_urls": urls,
+        "api_key": key,
+        "policy": "cache_aware",
+        "balance_abs_threshold": 10,
+        "balance_rel_threshold": 1.2,
+        "request_timeout_secs": int(cfg.rollout.rollout_request_timeout) + 60,
+        "worker_startup_check_interval": 1,
+        "disable_health_check": True,
+        "disable_circuit_breaker": True,
+        "max_concurrent_requests": -1,
+        "log_level": "warn",
+    }
+
+
+def main() -> None:
+    # Not sglang_router.launch_router: it imports all of SGLang, which takes 5 s.
+    from sglang_router.router import Router as Server
+    from sglang_router.router_args import RouterArgs
+
+    Server.from_args(RouterArgs(**json.load(sys.stdin))).start()
+
+
+if __name__ == "__main__":
+    main()

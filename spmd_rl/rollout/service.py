@@ -1,0 +1,175 @@
+"""What the collector process does: prompts, generation, rewards, columns.
+
+Comes in: the configuration, the engines' addresses, requests of rank 0; goes out: rollouts and
+evaluations. It must not know how rank 0 talks to it (process.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from itertools import chain
+from typing import Any
+
+from spmd_rl import hooks
+from spmd_rl.config.schema import Config
+from spmd_rl.data.prompts import training_source
+from spmd_rl.data.template import Template, load_tokenizer
+from spmd_rl.rewards.score import Scorer
+from spmd_rl.rollout import evaluate
+from spmd_rl.rollout.client import Addresses, EngineClient
+from spmd_rl.rollout.collect import Round, collect_round
+from spmd_rl.rollout.columns import in_order, to_batch
+from spmd_rl.rollout.filters import verdict
+from spmd_rl.rollout.generate import Counts, Generator, sampling_params, use
+from spmd_rl.rollout.sft import Encoder
+from spmd_rl.rollout.stats import rollout_metrics, sample_metrics
+from spmd_rl.tasks import together
+from spmd_rl.types import Batch, Group
+
+Collected = tuple[Batch, dict[str, float], dict[str, Any]]  # batch, metrics, state after it
+
+
+class Service:
+    """One run's rollouts, one request at a time."""
+
+    def __init__(self, cfg: Config, without_torch: bool = False):
+        self.cfg = cfg
+        # Before the tokenizer: a hook that imports torch gets a transformers that knows it.
+        self.scorer = Scorer(cfg)
+        self.filter = hooks.optional(cfg.rollout.dynamic_sampling_filter_path)
+        self.post_process = hooks.optional(cfg.reward.custom_reward_post_process_path)
+        hooks.optional(cfg.rollout.custom_generate_function_path)
+        self.tokenizer = load_tokenizer(
+            cfg.model.hf_checkpoint, cfg.model.trust_remote_code, without_torch
+        )
+        template = Template(
+            self.tokenizer, cfg.data.apply_chat_template, cfg.data.apply_chat_template_kwargs
+        )
+        self.trains = bool(cfg.data.prompt_data) or cfg.rollout.num_rollout != 0
+        self.source = training_source(cfg, template) if self.trains else None
+        self.evaluations = evaluate.load(cfg, template) if cfg.eval.eval_interval else {}
+        self.encoder = Encoder(template) if cfg.algo.loss_type == "sft_loss" else None
+        self.generator: Generator | None = None
+        self._ahead: tuple[int, asyncio.Task[Collected]] | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about the data."""
+        sets = [self.source.prompts] if self.source else []
+        return [note for part in (*sets, *self.evaluations.values()) for note in part.notes]
+
+    async def num_prompts(self) -> int:
+        return len(self._source())
+
+    async def connect(self, addresses: Addresses) -> None:
+        client = EngineClient(addresses, self.cfg.rollout.rollout_request_timeout)
+        if self.generator:
+            await self.generator.client.close()
+        self.generator = Generator(self.cfg, self.tokenizer, client)
+        use(self.generator)
+
+    async def collect(self, rollout: int, version: int) -> Collected:
+        if self.encoder is None:
+            return await self._generate(version)
+        if self._ahead and self._ahead[0] == rollout:
+            collected = await self._ahead[1]
+        else:
+            collected = await self._encode()
+        # The next batch is made while this one is trained on.
+        self._ahead = (rollout + 1, asyncio.create_task(self._encode()))
+        return collected
+
+    async def evaluate(self, rollout: int) -> dict[str, float]:
+        return await evaluate.evaluate(self.cfg, self.evaluations, self._engines(), self.scorer)
+
+    async def load_state(self, state: dict[str, Any]) -> None:
+        await self._drop_ahead()
+        self._source().load_state(state)
+
+    async def close(self) -> None:
+        await self._drop_ahead()
+        await self.scorer.close()
+        if self.generator:
+            await self.generator.client.close()
+
+    async def _generate(self, version: int) -> Collected:
+        cfg, generator, source = self.cfg, self._engines(), self._source()
+        generator.counts = Counts()
+        started = time.monotonic()
+        result = await collect_round(
+            cfg.rollout.rollout_batch_size,
+            source.draw,
+            self._group,
+            self._judge,
+            generator.client.abort_all,
+            cfg.rollout.over_sampling_batch_size,
+            in_order=bool(cfg.sglang.get("enable_deterministic_inference")),
+        )
+        seconds = time.monotonic() - started
+        rewards = await self._post_processed(result)
+        batch = to_batch(result.groups, cfg, version, rewards)
+        engines = len(generator.client.addresses.urls)
+        metrics = rollout_metrics(
+            result, batch.raw_rewards, cfg, generator.counts, seconds, engines
+        )
+        return batch, metrics, source.state()
+
+    async def _group(self, group: Group) -> Group:
+        """Generate and reward the samples of one prompt, each as soon as it can be."""
+        generator, sampling = self._engines(), sampling_params(self.cfg)
+        as_group = self.cfg.reward.group_rm
+
+        async def some(samples: Group) -> Group:
+            made = list(chain.from_iterable(await generator.portion(samples, sampling)))
+            if not as_group:
+                await self.scorer.group(made)
+            return made
+
+        of = self.cfg.rollout.rollout_batch_size * self.cfg.rollout.n_samples_per_prompt
+        portions = generator.portions(group, of)
+        finished = list(chain.from_iterable(await together(map(some, portions))))
+        if as_group:
+            await self.scorer.group(finished)
+        return finished
+
+    async def _judge(self, group: Group) -> str | None:
+        if self.filter is None:
+            return None
+        return verdict(await hooks.call(self.filter, self.cfg, group))
+
+    async def _post_processed(self, result: Round):
+        if self.post_process is None:
+            return None
+        return await hooks.call(self.post_process, self.cfg, in_order(result.groups))
+
+    async def _encode(self) -> Collected:
+        """A batch for supervised fine-tuning; the event loop stays free meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(None, self._encode_now)
+
+    def _encode_now(self) -> Collected:
+        assert self.encoder
+        source = self._source()
+        groups = source.draw(self.cfg.rollout.rollout_batch_size)
+        for group in groups:
+            for sample in group:
+                self.encoder.encode(sample)
+        seen = sample_metrics(in_order(groups))
+        metrics = {f"rollout/{k}": v for k, v in seen.items() if k.startswith("response_len")}
+        return to_batch(groups, self.cfg), metrics, source.state()
+
+    async def _drop_ahead(self) -> None:
+        """Forget a batch made ahead; a thread cannot be stopped, so its end is waited for."""
+        if self._ahead:
+            await asyncio.gather(self._ahead[1], return_exceptions=True)
+            self._ahead = None
+
+    def _source(self):
+        if self.source is None:
+            raise ValueError("data.prompt_data is missing: there is nothing to train on")
+        return self.source
+
+    def _engines(self) -> Generator:
+        if self.generator is None:
+            raise RuntimeError("no engines are connected: Collector.connect comes first")
+        return self.generator

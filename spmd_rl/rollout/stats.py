@@ -1,0 +1,94 @@
+"""What a rollout's samples look like, under slime's metric names.
+
+Comes in: samples, their rewards and the time they took; goes out: numbers by name.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from spmd_rl.config.schema import Config
+from spmd_rl.rollout.collect import Round
+from spmd_rl.rollout.columns import in_order, reward_of
+from spmd_rl.rollout.generate import Counts
+from spmd_rl.types import Group, Sample, Status
+
+REPEATS_IN = 10_000  # characters at the end of a response that are looked at
+REPEATS_ABOVE = 10  # times they may be compressed
+
+
+def rollout_metrics(
+    result: Round, raw: np.ndarray, cfg: Config, counts: Counts, seconds: float, engines: int
+) -> dict[str, float]:
+    samples = in_order(result.groups)
+    metrics = {f"rollout/{name}": value for name, value in sample_metrics(samples).items()}
+    metrics["rollout/raw_reward"] = float(np.mean(raw))
+    for reward, count in zero_std(result.groups, cfg.reward.reward_key).items():
+        metrics[f"rollout/zero_std/count_{reward}"] = count
+    for reason, count in result.dropped.items():
+        metrics[f"rollout/dynamic_filter/drop_{reason}"] = count
+    if counts.prompt_tokens:
+        metrics["rollout/prefix_cache_hit_rate"] = counts.cached_tokens / counts.prompt_tokens
+        metrics["rollout/avg_cached_tokens_per_sample"] = counts.cached_tokens / len(samples)
+    gpus = engines * cfg.placement.rollout_num_gpus_per_engine
+    return metrics | speed_metrics(samples, seconds, gpus)
+
+
+def sample_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+    """Lengths and how responses ended."""
+    return spread("response_len", [effective_length(s) for s in samples]) | {
+        "truncated_ratio": mean([s.status is Status.TRUNCATED for s in samples]),
+        "repetition_frac": mean([repeats(s.response) for s in samples]),
+    }
+
+
+def speed_metrics(samples: Sequence[Sample], seconds: float, gpus: int) -> dict[str, float]:
+    metrics = {"perf/rollout_time": seconds}
+    if not samples or seconds <= 0 or not gpus:
+        return metrics
+    lengths = [s.response_length for s in samples]
+    effective = [effective_length(s) for s in samples]
+    for prefix, values in (("", lengths), ("effective_", effective)):
+        metrics[f"perf/{prefix}tokens_per_gpu_per_sec"] = sum(values) / seconds / gpus
+        metrics[f"perf/longest_{prefix}sample_tokens_per_sec"] = max(values) / seconds
+    return metrics
+
+
+def effective_length(sample: Sample) -> int:
+    """Response tokens that are trained on."""
+    return sample.response_length if sample.loss_mask is None else sum(sample.loss_mask)
+
+
+def spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    return {
+        f"{name}/mean": float(np.mean(values)),
+        f"{name}/median": float(np.median(values)),
+        f"{name}/max": float(np.max(values)),
+        f"{name}/min": float(np.min(values)),
+    }
+
+
+def mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else 0.0
+
+
+def zero_std(groups: list[Group], key: str | None) -> Counter[float]:
+    """Groups whose samples all got the same reward, counted by that reward."""
+    found: Counter[float] = Counter()
+    for group in groups:
+        rewards = {reward_of(sample, key) for sample in group}
+        if len(group) > 1 and len(rewards) == 1:
+            found[round(rewards.pop(), 1)] += 1
+    return found
+
+
+def repeats(text: str) -> bool:
+    """Whether the end of a long response says the same again and again."""
+    if len(text) <= REPEATS_IN:
+        return False
+    end = text[-REPEATS_IN:].encode()
+    return len(end) / len(zlib.compress(end, 9)) > REPEATS_ABOVE

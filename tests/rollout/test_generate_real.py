@@ -1,0 +1,76 @@
+"""The collector against a real engine: tokens, log-probs, versions and seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spmd_rl.rollout.fleet import EngineAddresses
+from tests.engine import KEY, hf_log_probs
+from tests.rollout.collecting import collecting, config
+
+
+def rollouts(engine, folder, count=1, **sections):
+    addresses = EngineAddresses([engine.url], engine.url, KEY)
+    with collecting(config(folder, **sections), folder, addresses) as collector:
+        return [collector.collect(rollout, version=3) for rollout in range(count)]
+
+
+def test_tokens_and_log_probs_are_the_models(engine, tmp_path):
+    [rollout] = rollouts(engine, tmp_path, reward={"rm_type": "random"})
+    batch = rollout.batch
+    assert len(batch) == 8
+    assert batch.rollout_log_probs is not None and batch.weight_versions is not None
+    assert len(batch.rollout_log_probs) == batch.response_lengths.sum()
+    assert set(batch.loss_mask) == {1}
+    np.testing.assert_array_equal(batch.rollout_ids, np.arange(8))
+    prompts, outputs = [], []
+    for start, total, response in zip(
+        np.cumsum(batch.total_lengths) - batch.total_lengths,
+        batch.total_lengths,
+        batch.response_lengths,
+        strict=True,
+    ):
+        tokens = batch.tokens[start : start + total].tolist()
+        prompts.append(tokens[: total - response])
+        outputs.append(tokens[total - response :])
+    assert prompts[0] == prompts[1] != prompts[2]
+    expected = np.concatenate(hf_log_probs(engine.model, prompts, outputs))
+    np.testing.assert_allclose(batch.rollout_log_probs, expected, atol=1e-5)
+    assert batch.truncated is not None
+    np.testing.assert_array_equal(batch.truncated, batch.response_lengths == 8)
+    assert rollout.metrics["rollout/response_len/max"] == 8
+    assert rollout.metrics["perf/rollout_time"] > 0
+    assert rollout.state["sample_offset"] == 4
+
+
+def test_seeds_make_the_samples_however_they_are_sent(engine, tmp_path):
+    reward = {"rm_type": "random"}
+    one, two = (
+        rollouts(engine, tmp_path, 2, reward=reward, rollout={"group_requests": together})
+        for together in (True, False)
+    )
+    for mine, theirs in zip(one, two, strict=True):
+        np.testing.assert_array_equal(mine.batch.tokens, theirs.batch.tokens)
+    assert one[0].batch.tokens.tolist() != one[1].batch.tokens.tolist()
+
+
+def test_greedy_text_is_judged_and_evaluated(engine, tmp_path):
+    data = str(tmp_path / "rows.jsonl@[0:6]")
+    cfg = config(
+        tmp_path,
+        eval={
+            "eval_interval": 1,
+            "eval_prompt_data": ["first", data, "second", data],
+            "eval_temperature": 0.0,
+            "n_samples_per_eval_prompt": 2,
+            "eval_max_response_len": 5,
+            "log_passrate": True,
+        },
+    )
+    addresses = EngineAddresses([engine.url], engine.url, KEY)
+    with collecting(cfg, tmp_path, addresses) as collector:
+        metrics = collector.evaluate(0)
+    assert metrics["eval/first"] == metrics["eval/second"] == 0.0
+    assert metrics["eval/first-pass@2"] == 0.0
+    assert metrics["eval/first/response_len/max"] <= 5
+    assert 0 <= metrics["eval/first-truncated_ratio"] <= 1
