@@ -1,0 +1,166 @@
+"""Hugging Face checkpoints: read only the slices a rank holds, write sharded safetensors with an
+index.
+
+In: a directory and Megatron parameters (or a stream of HF tensors). Out: filled parameters (or a
+directory that transformers loads). Knows the name map, not process groups.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spmd_rl.weights.names import NameMap
+
+SHARD_BYTES = 5 * 1024**3
+_COPIED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+    "*.model",
+    "*.py",
+)
+
+
+class Checkpoint:
+    """Lazy slices of the tensors in a checkpoint directory; a context manager that closes its
+    files.
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+        self.where = _tensor_files(self.directory)
+        self._stack = ExitStack()
+        self._files: dict[str, Any] = {}
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def slice(self, name: str) -> Any:
+        """A handle of tensor `name` whose indexing reads only what is asked for."""
+        if name not in self.where:
+            raise ValueError(f"model.hf_checkpoint: {self.directory} holds no tensor '{name}'")
+        file = self.where[name]
+        if file not in self._files:
+            opened = safe_open(self.directory / file, framework="pt", device="cpu")
+            self._files[file] = self._stack.enter_context(opened)
+        return self._files[file].get_slice(name)
+
+
+def _tensor_files(directory: Path) -> dict[str, str]:
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        return json.loads(index.read_text())["weight_map"]
+    single = directory / "model.safetensors"
+    if not single.is_file():
+        raise ValueError(f"model.hf_checkpoint: {directory} has no model.safetensors (or index)")
+    with safe_open(single, framework="pt") as file:
+        return dict.fromkeys(file.keys(), single.name)
+
+
+def count(directory: str | Path) -> int:
+    """How many numbers the checkpoint holds."""
+    with Checkpoint(directory) as checkpoint:
+        return sum(math.prod(checkpoint.slice(name).get_shape()) for name in checkpoint.where)
+
+
+@torch.no_grad()
+def load(
+    directory: str | Path,
+    parameters: Iterable[tuple[str, Tensor]],
+    names: NameMap,
+    tp_rank: int,
+    tp_size: int,
+) -> None:
+    """Fill parameters (by global Megatron name) with this rank's part of the checkpoint."""
+    with Checkpoint(directory) as checkpoint:
+        for name, parameter in parameters:
+            part = names.shard(name, checkpoint.slice, parameter.shape, tp_rank, tp_size)
+            if part.shape != parameter.shape:
+                raise ValueError(
+                    f"model.hf_checkpoint: {name} has shape {tuple(part.shape)}, but config.json "
+                    f"describes {tuple(parameter.shape)}"
+                )
+            parameter.copy_(part)
+
+
+def save(
+    directory: str | Path,
+    tensors: Iterator[tuple[str, Tensor]],
+    template: str | Path,
+    dtype: torch.dtype,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write HF tensors as they come, in files of about `shard_bytes`, beside the template's other
+    files.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    copy_template(template, directory, dtype)
+    files: list[dict[str, Tensor]] = []
+    sizes: list[int] = []
+    names: list[list[str]] = []
+    total = 0
+    for name, tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        if not files or sizes[-1] + size > shard_bytes:
+            _write(directory, files, len(files) - 1)
+            files.append({})
+            sizes.append(0)
+            names.append([])
+        files[-1][name] = tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+        names[-1].append(name)
+        sizes[-1] += size
+        total += size
+    _write(directory, files, len(files) - 1)
+    _name_files(directory, names, total)
+
+
+def _write(directory: Path, files: list[dict[str, Tensor]], index: int) -> None:
+    if index >= 0 and files[index]:
+        save_file(files[index], directory / f"part-{index}.safetensors", metadata={"format": "pt"})
+        files[index] = {}
+
+
+def _name_files(directory: Path, names: list[list[str]], total: int) -> None:
+    """The usual names, which say how many files there are, and the index."""
+    if len(names) == 1:
+        (directory / "part-0.safetensors").replace(directory / "model.safetensors")
+        return
+    weight_map = {}
+    for i, members in enumerate(names):
+        file = f"model-{i + 1:05d}-of-{len(names):05d}.safetensors"
+        (directory / f"part-{i}.safetensors").replace(directory / file)
+        weight_map |= dict.fromkeys(members, file)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def copy_template(template: str | Path, directory: Path, dtype: torch.dtype) -> None:
+    """Config, tokenizer and generation settings of the checkpoint that training started from."""
+    for pattern in _COPIED:
+        for file in sorted(Path(template).glob(pattern)):
+            shutil.copyfile(file, directory / file.name)
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    key = "dtype" if "dtype" in config else "torch_dtype"
+    config[key] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2) + "\n")

@@ -1,0 +1,182 @@
+"""One map per model family between Megatron parameters and Hugging Face tensors.
+
+A family is data: Megatron name -> (kind, HF names). Loading, saving, pushing to engines and
+gradient tests all go through it. The kind says how HF tensors make up the Megatron tensor and how
+tensor parallelism splits it:
+
+  whole    one tensor, the same on every rank
+  rows     one tensor split along dimension 0; columns: along dimension 1
+  vocab    rows, padded with zeros to divide evenly
+  gate_up  two tensors, each split along dimension 0, one under the other on each rank
+  qkv      query, key, value interleaved by query group, then split along dimension 0
+
+Names of Transformer Engine layers, whose norms live inside linears, are understood too. Knows no
+process groups.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spmd_rl.architecture import Architecture
+
+_HF = "model.layers.{layer}."
+_MEGATRON = "decoder.layers.{layer}."
+_ATTENTION = _MEGATRON + "self_attention."
+
+
+def _qkv(what: str) -> tuple[str, ...]:
+    return ("qkv", *(f"{_HF}self_attn.{x}_proj.{what}" for x in "qkv"))
+
+
+LLAMA: dict[str, tuple[str, ...]] = {
+    "embedding.word_embeddings.weight": ("vocab", "model.embed_tokens.weight"),
+    _MEGATRON + "input_layernorm.weight": ("whole", _HF + "input_layernorm.weight"),
+    _ATTENTION + "linear_qkv.weight": _qkv("weight"),
+    _ATTENTION + "linear_proj.weight": ("columns", _HF + "self_attn.o_proj.weight"),
+    _MEGATRON + "pre_mlp_layernorm.weight": ("whole", _HF + "post_attention_layernorm.weight"),
+    _MEGATRON + "mlp.linear_fc1.weight": (
+        "gate_up",
+        _HF + "mlp.gate_proj.weight",
+        _HF + "mlp.up_proj.weight",
+    ),
+    _MEGATRON + "mlp.linear_fc2.weight": ("columns", _HF + "mlp.down_proj.weight"),
+    "decoder.final_layernorm.weight": ("whole", "model.norm.weight"),
+    "output_layer.weight": ("vocab", "lm_head.weight"),
+}
+FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
+    "llama": LLAMA,
+    "qwen2": LLAMA | {_ATTENTION + "linear_qkv.bias": _qkv("bias")},
+    "qwen3": LLAMA
+    | {
+        _ATTENTION + "q_layernorm.weight": ("whole", _HF + "self_attn.q_norm.weight"),
+        _ATTENTION + "k_layernorm.weight": ("whole", _HF + "self_attn.k_norm.weight"),
+    },
+}
+_TRANSFORMER_ENGINE = {
+    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One Megatron parameter, with the layer (and expert) it belongs to filled in."""
+
+    kind: str
+    hf_names: tuple[str, ...]  # empty: the checkpoint has it under another parameter's name
+
+
+class NameMap:
+    """The map of one architecture. Names are global: layers counted over all pipeline stages."""
+
+    def __init__(self, architecture: Architecture):
+        shape = architecture.transformer
+        self.tied = architecture.tied
+        self.vocab_size = architecture.vocab_size
+        self.heads, self.groups = shape["num_attention_heads"], shape["num_query_groups"]
+        self.head_dim = shape["kv_channels"]
+        self._patterns = [
+            (re.compile(_pattern(name)), kind, hf)
+            for name, (kind, *hf) in FAMILIES[architecture.family].items()
+        ]
+
+    def entry(self, name: str) -> Entry:
+        for theirs, ours in _TRANSFORMER_ENGINE.items():
+            name = name.replace(theirs, ours)
+        for pattern, kind, hf in self._patterns:
+            match = pattern.fullmatch(name)
+            if match:
+                return Entry(kind, tuple(h.format(**match.groupdict()) for h in hf))
+        raise KeyError(f"no Hugging Face name for the Megatron parameter '{name}'")
+
+    def tied_copy(self, name: str) -> bool:
+        """Whether the parameter repeats the embedding (the last pipeline stage of a tied model)."""
+        return self.tied and name == "output_layer.weight"
+
+    def sources(self, name: str) -> Entry:
+        """The entry to load from: a tied output layer is the embedding."""
+        return self.entry("embedding.word_embeddings.weight" if self.tied_copy(name) else name)
+
+    def to_hf(self, name: str, full: Tensor) -> list[tuple[str, Tensor]]:
+        """The HF tensors that the whole (unsplit) Megatron tensor holds."""
+        if self.tied_copy(name):
+            return []
+        entry = self.entry(name)
+        if entry.kind == "vocab":
+            parts = [full[: self.vocab_size]]
+        elif entry.kind == "gate_up":
+            parts = list(full.chunk(2))
+        elif entry.kind == "qkv":
+            parts = self._split_qkv(full)
+        else:
+            parts = [full]
+        return list(zip(entry.hf_names, parts, strict=True))
+
+    def join(self, name: str, shards: list[Tensor]) -> Tensor:
+        """The whole Megatron tensor from every tensor-parallel rank's part."""
+        kind = self.sources(name).kind
+        if kind == "whole" or len(shards) == 1:
+            return shards[0]
+        if kind == "gate_up":
+            halves = [shard.chunk(2) for shard in shards]
+            return torch.cat([gate for gate, _ in halves] + [up for _, up in halves])
+        return torch.cat(shards, dim=1 if kind == "columns" else 0)
+
+    def shard(
+        self, name: str, slices: Callable[[str], Any], shape: torch.Size, rank: int, size: int
+    ) -> Tensor:
+        """Tensor-parallel rank `rank`'s part, of `shape`; `slices(name)` is indexed lazily."""
+        entry = self.sources(name)
+        sources = [slices(hf) for hf in entry.hf_names]
+        if entry.kind == "whole":
+            return sources[0][:]
+        if entry.kind == "columns":
+            return sources[0][:, shape[1] * rank : shape[1] * (rank + 1)]
+        if entry.kind == "qkv":
+            return self._shard_qkv(sources, rank, size)
+        rows = shape[0] // len(sources)
+        part = torch.cat([s[rows * rank : rows * (rank + 1)] for s in sources])
+        if entry.kind == "vocab" and len(part) < rows:
+            part = torch.cat([part, part.new_zeros(rows - len(part), *part.shape[1:])])
+        return part
+
+    def _shard_qkv(self, sources: list[Any], rank: int, size: int) -> Tensor:
+        if self.groups % size:  # fewer groups than ranks: a rank holds a piece of one
+            return self._interleave([s[:] for s in sources], self.groups).chunk(size)[rank]
+        mine = self.groups // size
+        per_group = (self.heads // self.groups * self.head_dim, self.head_dim, self.head_dim)
+        parts = [
+            s[rows * mine * rank : rows * mine * (rank + 1)]
+            for s, rows in zip(sources, per_group, strict=True)
+        ]
+        return self._interleave(parts, mine)
+
+    def _interleave(self, qkv: list[Tensor], groups: int) -> Tensor:
+        rest = qkv[0].shape[1:]
+        return torch.cat([x.reshape(groups, -1, *rest) for x in qkv], dim=1).flatten(0, 1)
+
+    def _split_qkv(self, full: Tensor) -> list[Tensor]:
+        rows = [self.heads // self.groups * self.head_dim, self.head_dim, self.head_dim]
+        grouped = full.view(self.groups, sum(rows), *full.shape[1:])
+        return [part.flatten(0, 1) for part in grouped.split(rows, dim=1)]
+
+
+def _pattern(name: str) -> str:
+    escaped = re.escape(name).replace(r"\{layer\}", r"(?P<layer>\d+)")
+    return escaped.replace(r"\{expert\}", r"(?P<expert>\d+)")
+
+
+def global_name(name: str, layer_offset: int) -> str:
+    """A parameter's name with its layer counted over all pipeline stages."""
+
+    def shifted(match: re.Match[str]) -> str:
+        return f"decoder.layers.{int(match[1]) + layer_offset}."
+
+    return re.sub(r"^decoder\.layers\.(\d+)\.", shifted, name)
