@@ -1,0 +1,120 @@
+"""One job from start to end on each rank: join, start the parts together, run the loop, put away.
+
+Rank 0 leads; every other rank follows. Comes in: parsed arguments; goes out: an exit status.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from spmd_rl import checkpoint, control, train
+from spmd_rl.checkpoint import State
+from spmd_rl.cli import Args
+from spmd_rl.config import Config, dump
+from spmd_rl.layout import describe, needs_engines
+from spmd_rl.metrics import steps_per_rollout
+from spmd_rl.rollout.collector import Collector
+from spmd_rl.rollout.fleet import EngineAddresses, Engines
+from spmd_rl.rollout.router import Router
+from spmd_rl.runlog import RunLog
+from spmd_rl.summary import write_summary
+from spmd_rl.timeline import Timeline
+from spmd_rl.worker import Worker
+
+# Names a file to leave when the run wants another turn, instead of an exit status: torchrun turns
+# any status but 0 into 1. Set by slurm/run.sbatch.
+REQUEUE_MARKER = "SPMD_RL_REQUEUE_MARKER"
+
+
+def main(args: Args) -> NoReturn:
+    started = time.time()
+    cfg, placement = args.cfg, args.placement
+    run_dir = Path(cfg.logging.run_dir) / str(cfg.logging.name)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    job = control.join()
+    control.log_to(run_dir, job)
+    job.start_watching(cfg.placement.heartbeat_timeout, run_dir)
+    job.on_command = Timeline(run_dir, f"rank {job.rank}").add
+    quieten()
+    worker = Worker(cfg, placement, job, run_dir)
+    if job.rank:
+        control.follow(job, worker)
+        job.leave(0)
+    with job.failing():
+        try:
+            status = lead(cfg, worker, job, run_dir, started)
+        except Exception:
+            worker.check_engines()  # a dead engine is the cause of whatever was seen of it
+            raise
+    marker = os.environ.get(REQUEUE_MARKER)
+    if status == control.REQUEUE and marker:
+        Path(marker).touch()
+        status = 0
+    job.leave(status)
+
+
+def quieten() -> None:
+    """Upstream's words about packages that a CPU host has no use for would bury ours."""
+    warnings.filterwarnings("ignore", module=r"megatron\b|torch\.distributed|spmd_rl\.trainer")
+    logging.getLogger("megatron").setLevel(logging.ERROR)
+
+
+def lead(cfg: Config, worker: Worker, job: control.Job, run_dir: Path, started: float) -> int:
+    """Rank 0: start everything at once (imports dominate a start), then run the loop."""
+    placement = worker.placement
+    (run_dir / "config.yaml").write_text(dump(cfg))
+    print(describe(placement, cfg), flush=True)
+    memory = control.PeakMemory(job)
+    workers = control.Workers(job, worker, timeout=cfg.placement.command_timeout)
+    key = secrets.token_hex(16)
+    generates = needs_engines(cfg)
+    collector = Collector(cfg, run_dir)
+    if generates:
+        workers.launch_engines(key)
+
+    resumed = checkpoint.newest(cfg, run_dir)
+    state = initial_state(cfg, collector, resumed[1] if resumed else None)
+    log = RunLog(cfg, run_dir, state.num_rollout, state.rollout)
+    steps = state.num_rollout * steps_per_rollout(cfg)
+    info = workers.build_trainer(steps, str(resumed[0] / "model") if resumed else None)[0]
+    log.say(f"trainer: {info}" + (f"; resumed from {resumed[0]}" if resumed else ""))
+
+    addresses = None
+    if generates:
+        urls = [url for _, url in sorted(sum(workers.engines_ready(), []))]
+        router = Router(cfg, urls, key, run_dir)
+        addresses = EngineAddresses(urls, router.url, key)
+        workers.connect(urls, key)
+        collector.connect(addresses)
+    engines = Engines(cfg, addresses)
+    log.say(f"ready after {time.time() - started:.1f} s")
+
+    state = train.run(cfg, workers, engines, collector, log, state)
+    finished = state.rollout >= state.num_rollout
+    if finished and cfg.checkpoint.save_hf:
+        workers.save_hf(str(run_dir / "hf"))
+    log.close()
+    write_summary(run_dir, minutes=(time.time() - started) / 60, peak_rss=memory.peak())
+    collector.close()
+    workers.close()
+    workers.exit()
+    return 0 if finished else control.REQUEUE
+
+
+def initial_state(cfg: Config, collector: Collector, resumed: State | None) -> State:
+    """Where the run begins: after its newest checkpoint, or at the start."""
+    num_rollout = cfg.rollout.num_rollout
+    if num_rollout is None:
+        per_epoch = collector.num_prompts // cfg.rollout.rollout_batch_size
+        num_rollout = per_epoch * (cfg.rollout.num_epoch or 1)
+    if resumed is None:
+        return State(num_rollout=num_rollout, rollout=cfg.rollout.start_rollout_id or 0)
+    collector.load_state(resumed.data)
+    return replace(resumed, num_rollout=num_rollout)

@@ -1,0 +1,128 @@
+"""What a rank can be told to do. Rank 0 does its own share of every command too.
+
+Commands carry names and plain values; tensors move inside them through process groups. Heavy
+packages are imported inside the commands that need them: a rollout-only rank never imports
+megatron-core.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from spmd_rl.batch.plan import plan_batch
+from spmd_rl.config import Config
+from spmd_rl.control import Job, command
+from spmd_rl.rollout import engine_args
+from spmd_rl.rollout.admin import EngineError
+from spmd_rl.rollout.engines import EngineHost
+from spmd_rl.types import Batch, Placement
+
+DEATH_SECONDS = 1.5  # until the end of an engine that broke a connection is known
+
+
+class Worker:
+    """One rank's part of the job: the engines it is the parent of, and its share of the trainer."""
+
+    def __init__(self, cfg: Config, placement: Placement, job: Job, run_dir: Path):
+        self.cfg, self.placement, self.job, self.run_dir = cfg, placement, job, run_dir
+        self.trains = job.rank in placement.train_ranks
+        self.host: EngineHost | None = None
+
+    @command
+    def launch_engines(self, key: str) -> None:
+        """Start this node's engines; returns at once, they come up while the trainer is built.
+
+        Where an engine sizes its cache by the memory that it finds free, it starts only after the
+        trainer that shares its GPU has been built and put aside: in `engines_ready`.
+        """
+        specs = [spec for spec in self.placement.engines if spec.host_rank == self.job.rank]
+        if specs:
+            self.host = EngineHost(self.cfg, specs, self.run_dir, self.job, key)
+            if not engine_args.after_trainer(self.cfg):
+                self.host.launch()
+
+    @command
+    def build_trainer(self, num_steps: int, checkpoint: str | None) -> dict[str, Any]:
+        """Join the training ranks, build the model, take its weights (or a checkpoint)."""
+        if not self.trains:
+            return {}
+        from spmd_rl.batch.ship import Shipping
+        from spmd_rl.trainer.actor import Trainer
+        from spmd_rl.trainer.parallel import backend
+
+        timeout = 60.0 * self.cfg.placement.distributed_timeout_minutes
+        self.job.train_group(self.placement.train_ranks, backend(self.cfg), timeout)
+        self.trainer = Trainer(self.cfg, self.placement, self.job.rank, num_steps)
+        self.shipping = Shipping(self.placement, self.job.rank, None)
+        if checkpoint:
+            self.trainer.load_checkpoint(checkpoint)
+        self.trainer.offload()
+        return self.trainer.describe()
+
+    @command
+    def engines_ready(self) -> list[tuple[int, str]]:
+        """(index, URL) of this node's engines, once they answer."""
+        if self.host is None:
+            return []
+        if engine_args.after_trainer(self.cfg):
+            self.host.launch()
+        return self.host.wait_ready()
+
+    def check_engines(self) -> None:
+        """Raise, with the end of its log, if an engine of this node has died a moment ago."""
+        end = time.monotonic() + DEATH_SECONDS
+        while self.host is not None and time.monotonic() < end:
+            self.host.check()
+            time.sleep(0.05)
+
+    @command
+    def connect(self, urls: list[str], key: str) -> None:
+        """Tell the train ranks where the engines are, for weight pushes."""
+        if self.trains:
+            from spmd_rl.weights.push import Pusher
+
+            self.pusher = Pusher(self.cfg, self.placement, self.job, urls, key)
+
+    @command
+    def train(self, rollout: int, batch: Batch | None = None) -> dict[str, Any]:
+        """Take this rank's shard of the batch, which rank 0 has, and do the rollout's steps."""
+        if not self.trains:
+            return {}
+        plans = None if batch is None else plan_batch(batch, self.cfg, self.placement)
+        shard = self.shipping.hand_out(batch, plans)
+        self.trainer.onload()
+        self.trainer.load(shard)
+        return self.trainer.train(rollout)
+
+    @command
+    def push_weights(self, version: int) -> dict[str, float]:
+        """Give the engines this version; the trainer's memory is theirs afterwards."""
+        if not self.trains:
+            return {}
+        self.trainer.onload()
+        try:
+            stats = self.pusher.push(self.trainer, version)
+        except EngineError:
+            self.check_engines()
+            raise
+        self.trainer.offload()
+        return stats
+
+    @command
+    def save(self, path: str) -> None:
+        if self.trains:
+            self.trainer.onload()
+            self.trainer.save(path)
+
+    @command
+    def save_hf(self, path: str) -> None:
+        if self.trains:
+            self.trainer.onload()
+            self.trainer.save_hf(path)
+
+    @command
+    def close(self) -> None:
+        if self.host:
+            self.host.stop()

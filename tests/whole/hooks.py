@@ -1,0 +1,29 @@
+"""User functions of the whole-job tests: a reward that can be met, and ways to go wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+
+def score(args, sample, **_) -> float:
+    """Any digit in the answer counts: a random model earns some, so groups differ."""
+    return float(any(letter.isdigit() for letter in sample.response))
+
+
+def _now() -> None:
+    # To the terminal of the job, whoever redirected this process's own output.
+    print("NOW", time.time(), flush=True)
+
+
+def raise_in_reward(args, sample, **_) -> float:
+    raise ValueError("no such answer")
+
+
+async def raise_in_generate(args, sample, sampling_params):
+    raise KeyError("no such tool")
+
+
+async def kill_collector(args, sample, sampling_params):
+    os.kill(os.getpid(), signal.SIGKILL)
