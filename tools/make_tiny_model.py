@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""Make a tiny, randomly initialised model as a complete Hugging Face directory.
+
+In: a family, a shape, a seed, optionally a text file for the tokenizer. Out: config.json,
+safetensors, a byte-level BPE tokenizer with a ChatML template, a generation config. The same
+options give the same bytes. The defaults are the quickstart's model (626,240 parameters).
+Tests and benches import `make_tiny_model`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+FAMILIES = ("qwen2", "qwen3", "llama")
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # padding, start and end of a turn
+THINK = ("<think>", "</think>")  # ordinary tokens: they are part of the text a reward sees
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def make_tiny_model(
+    path: str | Path,
+    family: str = "qwen3",
+    *,
+    hidden: int = 128,
+    layers: int = 3,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int | None = None,
+    ffn: int | None = None,
+    vocab: int = 320,
+    positions: int = 256,
+    tied: bool = True,
+    perturb: float = 0.0,
+    dtype: str = "float32",
+    corpus: str | Path | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write the model to `path` (whole or not at all) and return the path.
+
+    `vocab` is an upper limit: the tokenizer stops when the corpus has no more pairs to merge.
+    `perturb` adds noise of that size to norms and biases, which start equal: a test then notices
+    a swapped one.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"family '{family}' is unknown; choose one of {', '.join(FAMILIES)}")
+    import torch
+
+    target = Path(path)
+    tokenizer = build_tokenizer(vocab, corpus)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _build_model(
+            family,
+            tokenizer,
+            hidden_size=hidden,
+            intermediate_size=ffn or 3 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=head_dim or hidden // heads,
+            max_position_embeddings=positions,
+            tie_word_embeddings=tied,
+        )
+        if perturb:
+            _perturb(model, perturb)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as aside:
+        made = Path(aside) / "model"
+        model.to(getattr(torch, dtype)).save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        shutil.rmtree(target, ignore_errors=True)
+        made.rename(target)
+    return target
+
+
+def build_tokenizer(vocab: int = 320, corpus: str | Path | None = None):
+    """A byte-level BPE tokenizer; digits stay single, so that a model can add column by column."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab - len(THINK),
+        special_tokens=list(SPECIAL),
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    core.train_from_iterator(_corpus(corpus), trainer)
+    core.add_tokens([AddedToken(token, special=False) for token in THINK])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=SPECIAL[0],
+        eos_token=SPECIAL[2],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _corpus(path: str | Path | None) -> Iterable[str]:
+    if path is not None:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    rng = random.Random(0)
+    numbers = [(rng.randint(10, 99), rng.choice("+-"), rng.randint(10, 99)) for _ in range(300)]
+    return [f"user\nWhat is {x}{op}{y}?\nassistant\n{x}{op}{y}=" for x, op, y in numbers]
+
+
+def _build_model(family: str, tokenizer, **shape):
+    import transformers
+
+    name = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}[family]
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=len(tokenizer),
+        rope_theta=10000.0,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **shape,
+    )
+    return getattr(transformers, f"{name}ForCausalLM")(config)
+
+
+def _perturb(model, size: float) -> None:
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=size)
+
+
+def _quieten() -> None:
+    """No progress bar and no warning about image libraries that nobody asked for."""
+    import warnings
+
+    warnings.filterwarnings("ignore", module="torchvision")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("path", type=Path, help="directory to write; replaced when it exists")
+    parser.add_argument("--family", choices=FAMILIES, default="qwen3")
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--kv-heads", type=int, default=2)
+    parser.add_argument("--head-dim", type=int, help="default: hidden / heads")
+    parser.add_argument("--ffn", type=int, help="default: 3 x hidden")
+    parser.add_argument("--vocab", type=int, default=320, help="at most so many tokens")
+    parser.add_argument("--positions", type=int, default=256)
+    parser.add_argument("--untied", dest="tied", action="store_false", help="own output layer")
+    parser.add_argument("--perturb", type=float, default=0.0, help="noise on norms and biases")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--corpus", type=Path, help="text the tokenizer is trained on")
+    parser.add_argument("--seed", type=int, default=0)
+    options = vars(parser.parse_args())
+    _quieten()
+    print(f"made {make_tiny_model(options.pop('path'), options.pop('family'), **options)}")
+
+
+if __name__ == "__main__":
+    main()
