@@ -5,6 +5,8 @@ Comes in: what the loop has in hand after each rollout; goes out: runs/<name>/ a
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +37,7 @@ class RunLog:
     def phase(self, name: str) -> Iterator[None]:
         """Time one phase of a rollout; it becomes `perf/<name>_time` in seconds."""
         self.progress.phase(name)
+        self._tell(name)
         began = time.monotonic()
         if self.began is None and name != EVAL:
             self.began = began
@@ -42,6 +45,13 @@ class RunLog:
             yield
         if name != EVAL:
             self.times[name] = self.times.get(name, 0.0) + time.monotonic() - began
+
+    def _tell(self, phase: str) -> None:
+        """status.json: what the loop is at, for eyes and tools outside the job."""
+        status = {"rollout": self.progress.done, "of": self.progress.num_rollout, "phase": phase}
+        aside = self.run_dir / ".status.json.part"
+        aside.write_text(json.dumps(status | {"at": time.time(), "pid": os.getpid()}) + "\n")
+        aside.replace(self.run_dir / "status.json")
 
     def rollout(self, rollout: int, collected: Rollout, stats: Mapping[str, Any]) -> None:
         values: dict[str, Any] = {f"perf/{name}_time": s for name, s in self.times.items()}

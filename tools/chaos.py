@@ -1,0 +1,309 @@
+"""Kill processes of runs at random moments; each run must end as if nothing had happened.
+
+    python tools/chaos.py --rounds 20 --seed 1
+
+Each round starts the same short run under `torchrun --max-restarts`, kills one process with SIGKILL
+(a trainer rank, the controller, an engine, the router, the collector, the torchrun agent) and
+does what a scheduler does: it starts the same command again when that has failed. A round passes
+when the weights, the sampled tokens and the metrics are those of the undisturbed run, bit for bit,
+and nothing of the job is left on the machine. Everything is written below `--folder`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = ("trainer rank", "controller", "engine", "router", "collector", "torchrun agent")
+LIVES_ON = ("engine", "router")  # the loop goes on in the same process
+RESTARTS = 2  # by torchrun, of all ranks
+TURNS = 4  # by the scheduler, of the command
+LIMIT = 240.0  # seconds for one run
+MARK = "SPMD_RL_CHAOS"  # in the environment of everything a round starts
+OVERRIDES = [
+    *("num_rollout=6", "rollout_batch_size=16", "n_samples_per_prompt=4"),
+    *("rollout_max_response_len=32", "eval_interval=3", "save_interval=1"),
+    *("use_fault_tolerance=true", "heartbeat_timeout=6"),
+    *("lr=1e-3", "lr_decay_style=constant", "lr_warmup_fraction=0"),
+]
+
+
+@dataclass
+class Round:
+    """One run and what was done to it."""
+
+    victim: str = ""
+    phase: str = ""  # what the loop was in when it was hit
+    recovered: float | None = None  # seconds until the loop went on
+    restarts: int = 0  # of the loop
+    turns: int = 1  # of the command
+    seconds: float = 0.0
+    differs: list[str] = field(default_factory=list)
+
+
+class Run:
+    """One run in a folder of its own."""
+
+    process: subprocess.Popen
+
+    def __init__(self, folder: Path, options: argparse.Namespace):
+        self.folder, self.options = folder, options
+        self.run_dir = folder / "run"
+        self.mark = f"{os.getpid()}.{folder.name}"
+        self.turns = 0
+
+    def start(self) -> None:
+        self.turns += 1
+        argv = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        argv += ["--nproc-per-node", str(self.options.ranks), "--max-restarts", str(RESTARTS)]
+        argv += ["launch/main.py", "--config", self.options.config, *OVERRIDES]
+        argv += [f"run_dir={self.folder}", "name=run", f"hf_checkpoint={self.options.model}"]
+        argv += [f"save_debug_rollout_data={self.run_dir}/rollouts/{{rollout_id}}.pt"]
+        argv += self.options.overrides
+        env = os.environ | {MARK: self.mark, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                argv, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def status(self) -> dict[str, Any]:
+        """Where the loop is: rollout, phase, process, since when."""
+        try:
+            return json.loads((self.run_dir / "status.json").read_text())
+        except (OSError, ValueError):
+            return {"phase": "start", "pid": 0, "at": 0.0, "rollout": None}
+
+    def processes(self) -> dict[str, list[int]]:
+        """What can be killed, by kind."""
+        found: dict[str, list[int]] = {kind: [] for kind in KINDS}
+        for process in self._marked():
+            with contextlib.suppress(psutil.Error, OSError):
+                words, env = process.cmdline(), process.environ()
+                kind = self._kind(process, words, env)
+                if kind:
+                    found[kind].append(process.pid)
+        return found
+
+    def _kind(self, process: psutil.Process, words: list[str], env: dict[str, str]) -> str | None:
+        line = " ".join(words)
+        if process.pid == self.process.pid:
+            return "torchrun agent"
+        if "spmd_rl.rollout.process" in line:
+            return "collector"
+        if "spmd_rl.rollout.router" in line:
+            return "router"
+        if "sglang" in line or "fork_server" in line:
+            return "engine"
+        if "launch/main.py" in line and process.ppid() == self.process.pid:
+            return "trainer rank" if env.get("RANK") != "0" else "controller"
+        return None
+
+    def _marked(self) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get(MARK) == self.mark:
+                    yield process
+
+    def left(self, wait: float = 3.0) -> list[str]:
+        """Command lines of what still runs `wait` seconds after the end."""
+        end = time.monotonic() + wait
+        while True:
+            alive = []
+            for process in self._marked():
+                with contextlib.suppress(psutil.Error):
+                    if process.status() != psutil.STATUS_ZOMBIE:
+                        alive.append(" ".join(process.cmdline())[:80])
+            if not alive or time.monotonic() > end:
+                return alive
+            time.sleep(0.1)
+
+    def kill(self, victim: str, rng: random.Random) -> bool:
+        """SIGKILL to one process of that kind; whether there was one."""
+        pids = sorted(self.processes()[victim])
+        if pids:
+            os.kill(rng.choice(pids), signal.SIGKILL)
+        return bool(pids)
+
+    def kill_all(self) -> None:
+        for process in self._marked():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+def play(options: argparse.Namespace, name: str, victim: str = "", moment: float = 0.0) -> Round:
+    """One run from start to end; `victim` is killed `moment` seconds after the start, or as soon
+    after that as there is one.
+    """
+    rng = random.Random(f"{options.seed} {name}")
+    folder = options.folder / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    run, result, killed_at, before = Run(folder, options), Round(victim), 0.0, {}
+    run.start()
+    started = time.time()
+    loops: set[int] = set()
+    while run.process.poll() is None or run.process.returncode != 0:
+        now, status = time.time(), run.status()
+        if now - started > LIMIT:
+            run.kill_all()
+            result.differs.append(f"no end within {LIMIT:.0f} s")
+            return result
+        if status["pid"]:
+            loops.add(status["pid"])
+        if victim and not killed_at and now - started >= moment:
+            before = status
+            if run.kill(victim, rng):
+                killed_at, result.phase = now, phase_of(before)
+        elif killed_at and result.recovered is None and status["at"] > killed_at:
+            if victim in LIVES_ON or status["pid"] != before["pid"]:
+                result.recovered = status["at"] - killed_at
+        if run.process.poll() is not None and run.process.returncode != 0:
+            result.differs += [f"left running: {line}" for line in run.left(wait=10.0)]
+            if run.turns == TURNS:
+                result.differs.append(f"failed {TURNS} times; see {folder}/log")
+                return result
+            run.start()
+        time.sleep(0.03)
+    result.differs += [f"left running: {line}" for line in run.left()]
+    result.seconds, result.turns = time.time() - started, run.turns
+    result.restarts = len(loops) - 1
+    return result
+
+
+def phase_of(status: dict[str, Any]) -> str:
+    return (
+        status["phase"] if status["rollout"] is None else f"{status['phase']} {status['rollout']}"
+    )
+
+
+def outcome(run_dir: Path) -> dict[str, Any]:
+    """What must be equal: hashes of weights and of sampled tokens, metrics that are no timings."""
+    import torch
+
+    def digest(data: bytes) -> str:
+        return hashlib.sha256(data).hexdigest()[:16]
+
+    found: dict[str, Any] = {}
+    for path in sorted((run_dir / "hf").glob("*.safetensors")):
+        found[f"weights {path.name}"] = digest(path.read_bytes())
+    for path in sorted((run_dir / "rollouts").glob("*.pt")):
+        content = torch.load(path, weights_only=True)
+        found[f"samples {path.stem}"] = digest(repr(content).encode())
+    for number, line in enumerate((run_dir / "metrics.jsonl").read_text().splitlines()):
+        values = json.loads(line)
+        found[f"metrics line {number}"] = {
+            name: value
+            for name, value in values.items()
+            if name != "time" and not name.startswith("perf/")
+        }
+    return found
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """The quickstart's data, and its model after a short supervised stage: rewards must vary."""
+    if not (ROOT / "runs/data/arithmetic/train.jsonl").exists():
+        subprocess.run(
+            [sys.executable, "tools/make_arithmetic.py", "runs/data/arithmetic"],
+            cwd=ROOT,
+            check=True,
+        )
+    if options.model:
+        return
+    options.model = str(options.folder / "sft" / "hf")
+    if not Path(options.model, "config.json").exists():
+        print("chaos: a short supervised stage makes the model", flush=True)
+        subprocess.run(
+            [sys.executable, "tools/make_tiny_model.py", "runs/models/tiny-qwen3"],
+            cwd=ROOT,
+            check=True,
+        )
+        argv = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        argv += ["--nproc-per-node", str(options.ranks), "launch/main.py"]
+        argv += ["--config", "configs/quickstart-sft.yaml", f"run_dir={options.folder}", "name=sft"]
+        with open(options.folder / "sft.log", "wb") as log:
+            env = os.environ | {"OMP_NUM_THREADS": "1"}
+            subprocess.run(argv, cwd=ROOT, env=env, check=True, stdout=log, stderr=log)
+
+
+def compare(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """What differs, in words."""
+    words = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    words += [f"{name} is too many" for name in found.keys() - expected.keys()]
+    for name in expected.keys() & found.keys():
+        if found[name] != expected[name]:
+            detail = ""
+            if isinstance(found[name], dict):
+                both = found[name].keys() | expected[name].keys()
+                wrong = sorted(k for k in both if found[name].get(k) != expected[name].get(k))
+                detail = f" in {', '.join(wrong[:4])}"
+            words.append(f"{name} differs{detail}")
+    return sorted(words)
+
+
+def rounds(options: argparse.Namespace) -> int:
+    """All rounds and their table; the exit status."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rng = random.Random(options.seed)
+    undisturbed = play(options, "undisturbed")
+    if undisturbed.differs:
+        print(f"chaos: the undisturbed run failed: {undisturbed.differs}", file=sys.stderr)
+        return 2
+    expected = outcome(options.folder / "undisturbed" / "run")
+    length = undisturbed.seconds
+    print(f"chaos: undisturbed: {length:.1f} s, {len(expected)} things to compare", flush=True)
+    victims = [KINDS[i % len(KINDS)] for i in range(options.rounds)]
+    rng.shuffle(victims)
+    table = Table("round", "killed", "in", "back after", "restarts", "turns", "whole run", "equal")
+    passed = 0
+    for number, victim in enumerate(victims, 1):
+        result = play(options, f"round{number:02d}", victim, rng.uniform(0.0, length * 0.95))
+        result.differs += compare(outcome(options.folder / f"round{number:02d}" / "run"), expected)
+        passed += not result.differs
+        back = "-" if result.recovered is None else f"{result.recovered:.1f} s"
+        row = [str(number), victim, result.phase or "(over)", back, str(result.restarts)]
+        row += [str(result.turns), f"{result.seconds:.1f} s", "NO" if result.differs else "yes"]
+        table.add_row(*row)
+        print(f"chaos: round {' | '.join(row)}", *result.differs[:6], sep="\n  ", flush=True)
+        if not result.differs:
+            shutil.rmtree(options.folder / f"round{number:02d}")
+    Console(width=100).print(table)
+    print(f"{passed}/{options.rounds} bitwise equal to the undisturbed run")
+    return 0 if passed == options.rounds else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(chr(10))[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--config", default="configs/quickstart.yaml")
+    parser.add_argument("--model", help="Hugging Face folder; default: a short SFT makes one")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "chaos")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_args()
+    options.folder = options.folder.resolve()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    prepare(options)
+    return rounds(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
