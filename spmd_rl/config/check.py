@@ -100,7 +100,7 @@ def _batching(cfg: Config) -> Iterator[Fault]:
     if train.log_probs_chunk_size == 0 or train.log_probs_chunk_size < -1:
         yield Fault(
             ("train.log_probs_chunk_size",),
-            f"train.log_probs_chunk_size must be at least 1, or -1 for all tokens at once, not "
+            f"train.log_probs_chunk_size must be at least 1, or -1 for 256 MiB of them, not "
             f"{train.log_probs_chunk_size}: change it",
         )
 

@@ -175,7 +175,8 @@ class TrainConfig(Section):
     max_tokens_per_gpu: int | None = Field(default=None, ge=1)  # tokens of a micro-batch
     log_probs_max_tokens_per_gpu: int | None = Field(default=None, ge=1)  # None: max_tokens_per_gpu
     balance_data: bool = False  # deal samples so that ranks have equal work
-    log_probs_chunk_size: int = -1  # tokens whose logits are upcast at once; -1: all
+    # tokens whose logits are upcast at once; -1: as many as 256 MiB hold
+    log_probs_chunk_size: int = -1
     seed: int = 1234  # of the trainer's random numbers and the engines
     lr: float = Field(default=1e-6, ge=0)  # learning rate
     clip_grad: float = Field(default=1.0, ge=0)  # largest gradient norm; 0: no limit

@@ -1,9 +1,10 @@
 """Log-probability of each target token and entropy of each row, from logits split over tensor-
 parallel ranks.
 
-Logits are divided by the temperature and accumulated in float32, `chunk_size` rows at a time, so
-that float32 copies never exist for more than one chunk; backward recomputes the softmax from the
-saved logits. Columns past `vocab_size` (padding of the embedding) take no part. Megatron's fused
+Logits are divided by the temperature and accumulated in float32. All work happens in two float32
+buffers that together are `chunk_size` rows of this rank's vocabulary, forward and backward:
+backward recomputes the softmax from the saved logits, so nothing else of their size exists but
+their gradient. Columns past `vocab_size` (padding of the embedding) take no part. Megatron's fused
 cross entropy is not used: its backward casts to bf16.
 """
 
@@ -15,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-CACHE_ROWS = 128  # rows at once on a CPU, where a chunk that stays in cache is fastest
+CACHE_ROWS = 256  # rows at once on a CPU, where a chunk that stays in cache is fastest
+CHUNK_BYTES = 256 * 1024**2  # of the buffers, where `chunk_size` leaves it open
 
 
 def log_probs_and_entropy(
@@ -28,7 +30,7 @@ def log_probs_and_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Logits [rows, vocabulary / tp], targets [rows] -> float32 log-probs and entropies [rows]."""
     if chunk_size < 1:
-        chunk_size = max(len(targets), 1)
+        chunk_size = max(CHUNK_BYTES // (4 * max(logits.size(1), 1)), 2)
     if logits.device.type == "cpu" and (group is None or group.size() == 1):
         chunk_size = min(chunk_size, CACHE_ROWS)
     return _LogProbEntropy.apply(logits, targets, vocab_size, temperature, chunk_size, group)
@@ -37,17 +39,15 @@ def log_probs_and_entropy(
 class _LogProbEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, targets, vocab_size, temperature, chunk_size, group):
-        shard = _Shard(logits, vocab_size, group)
-        rows = len(targets)
-        log_prob = torch.empty(rows, dtype=torch.float32, device=logits.device)
+        shard = _Shard(logits, vocab_size, group, temperature, chunk_size)
+        log_prob = torch.empty(len(targets), dtype=torch.float32, device=logits.device)
         entropy, log_sum = torch.empty_like(log_prob), torch.empty_like(log_prob)
-        for start in range(0, rows, chunk_size):
-            at = slice(start, start + chunk_size)
-            log_prob[at], entropy[at], log_sum[at] = shard.forward(
-                logits[at, : shard.columns], targets[at], temperature
-            )
+        space = shard.space(logits)
+        for at in shard.blocks(len(targets)):
+            values = shard.forward(logits[at, : shard.columns], targets[at], space)
+            log_prob[at], entropy[at], log_sum[at] = values
         ctx.save_for_backward(logits, targets, entropy, log_sum)
-        ctx.shard, ctx.temperature, ctx.chunk_size = shard, temperature, chunk_size
+        ctx.shard = shard
         ctx.set_materialize_grads(False)
         return log_prob, entropy
 
@@ -59,8 +59,8 @@ class _LogProbEntropy(torch.autograd.Function):
         grad[:, columns:] = 0
         if grad_log_prob is None:
             grad_log_prob = torch.zeros_like(log_sum)
-        for start in range(0, len(targets), ctx.chunk_size):
-            at = slice(start, start + ctx.chunk_size)
+        space = shard.space(logits)
+        for at in shard.blocks(len(targets)):
             grad[at, :columns] = shard.backward(
                 logits[at, :columns],
                 targets[at],
@@ -68,52 +68,66 @@ class _LogProbEntropy(torch.autograd.Function):
                 entropy[at],
                 grad_log_prob[at],
                 None if grad_entropy is None else grad_entropy[at],
-                ctx.temperature,
+                space,
             )
         return grad, None, None, None, None, None
 
 
 class _Shard:
-    """This rank's columns of the vocabulary."""
+    """This rank's columns of the vocabulary, and how many rows are handled at once."""
 
-    def __init__(self, logits: Tensor, vocab_size: int, group: Any):
+    def __init__(
+        self, logits: Tensor, vocab_size: int, group: Any, temperature: float, chunk_size: int
+    ):
         self.group = group if group is not None and group.size() > 1 else None
         self.first = logits.size(1) * group.rank() if self.group is not None else 0
         self.columns = min(max(vocab_size - self.first, 0), logits.size(1))
+        self.scale = 1.0 / temperature
+        self.rows = max(min(chunk_size, 2 * len(logits)) // 2, 1)
 
-    def forward(self, logits: Tensor, targets: Tensor, temperature: float):
-        scaled = logits.float() if temperature == 1.0 else logits.float() * (1.0 / temperature)
+    def space(self, logits: Tensor) -> Tensor:
+        """[2, rows, columns] float32, used for every block in turn."""
+        size = (2, self.rows, self.columns)
+        return torch.empty(size, dtype=torch.float32, device=logits.device)
+
+    def blocks(self, rows: int) -> list[slice]:
+        return [slice(start, start + self.rows) for start in range(0, rows, self.rows)]
+
+    def forward(self, logits: Tensor, targets: Tensor, space: Tensor):
+        values, weights = self._scaled(logits, space[0]), space[1, : len(logits)]
         if self.columns:
-            top = scaled.amax(-1)
+            top = values.amax(-1)
         else:
             top = torch.full(targets.shape, float("-inf"), device=logits.device)
         if self.group is not None:
             dist.all_reduce(top, op=dist.ReduceOp.MAX, group=self.group)
-        shifted = scaled - top.unsqueeze(1)
-        target = self._pick(shifted, targets)
-        weights = shifted.exp()
-        sums = torch.stack([weights.sum(-1), (weights.mul_(shifted)).sum(-1), target])
+        values.sub_(top.unsqueeze(1))
+        target = self._pick(values, targets)
+        torch.exp(values, out=weights)
+        sums = torch.stack([weights.sum(-1), weights.mul_(values).sum(-1), target])
         if self.group is not None:
             dist.all_reduce(sums, group=self.group)
         total, weighted, target = sums
         log_total = total.log()
         return target - log_total, log_total - weighted / total, top + log_total
 
-    def backward(self, logits, targets, log_sum, entropy, grad_log_prob, grad_entropy, temperature):
-        scaled = logits.float() if temperature == 1.0 else logits.float() * (1.0 / temperature)
-        log_p = scaled - log_sum.unsqueeze(1)
-        scale = 1.0 / temperature
+    def backward(self, logits, targets, log_sum, entropy, grad_log_prob, grad_entropy, space):
+        log_p = self._scaled(logits, space[0]).sub_(log_sum.unsqueeze(1))
+        slope = (self.scale * grad_log_prob).unsqueeze(1)
         if grad_entropy is None:
-            grad = log_p.exp_().mul_((-scale * grad_log_prob).unsqueeze(1))
+            grad = log_p.exp_().mul_(-slope)
         else:
-            factor = log_p + entropy.unsqueeze(1)
-            factor.mul_((-scale * grad_entropy).unsqueeze(1))
-            factor.sub_((scale * grad_log_prob).unsqueeze(1))
-            grad = log_p.exp_().mul_(factor)
+            p = torch.exp(log_p, out=space[1, : len(logits)])
+            of_entropy = (-self.scale * grad_entropy).unsqueeze(1)
+            grad = log_p.add_(entropy.unsqueeze(1)).mul_(of_entropy).sub_(slope).mul_(p)
         if self.columns:
             local, inside = self._local(targets)
-            grad.scatter_add_(1, local.unsqueeze(1), (inside * scale * grad_log_prob).unsqueeze(1))
+            grad.scatter_add_(1, local.unsqueeze(1), inside.unsqueeze(1) * slope)
         return grad
+
+    def _scaled(self, logits: Tensor, buffer: Tensor) -> Tensor:
+        values = buffer[: len(logits)].copy_(logits)
+        return values if self.scale == 1.0 else values.mul_(self.scale)
 
     def _pick(self, values: Tensor, targets: Tensor) -> Tensor:
         if not self.columns:

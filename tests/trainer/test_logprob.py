@@ -8,6 +8,7 @@ import torch
 from spmd_rl.trainer.logprob import log_probs_and_entropy
 from tests.ranks import run_ranks
 from tests.trainer.cases import Ranks, ok
+from tools.bench_logprob import measure
 
 ROWS, VOCAB, PADDED = 37, 61, 64
 
@@ -95,3 +96,14 @@ def rank_split(_: str) -> None:
 
 def test_a_vocabulary_split_over_ranks():
     ok(run_ranks(2, rank_split, "", limit=60))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_beyond_the_logits_is_a_chunk_of_float32(dtype):
+    """By the allocator's own events: forward and backward, also where rows are no multiple."""
+    rows, vocab, chunk = 1500, 3000, 64
+    result = measure(rows, vocab, dtype, chunk, torch.device("cpu"))
+    of_rows = 10 * rows * 8  # a few numbers a row: targets, log-probs, entropies, their gradients
+    for name, peak in result["peaks"].items():
+        assert peak <= result["bound"] + of_rows, name
+        assert peak >= result["bound"] / 2, name  # the events were seen
