@@ -48,11 +48,7 @@ def main(args: Args) -> NoReturn:
         control.follow(job, worker)
         job.leave(0)
     with job.failing():
-        try:
-            status = lead(cfg, worker, job, run_dir, started)
-        except Exception:
-            worker.check_engines()  # a dead engine is the cause of whatever was seen of it
-            raise
+        status = lead(cfg, worker, job, run_dir, started)
     marker = os.environ.get(REQUEUE_MARKER)
     if status == control.REQUEUE and marker:
         Path(marker).touch()

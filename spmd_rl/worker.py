@@ -7,7 +7,6 @@ megatron-core.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,8 @@ from spmd_rl.batch.plan import plan_batch
 from spmd_rl.config import Config
 from spmd_rl.control import Job, command
 from spmd_rl.rollout import engine_args
-from spmd_rl.rollout.admin import EngineError
 from spmd_rl.rollout.engines import EngineHost
 from spmd_rl.types import Batch, Placement
-
-DEATH_SECONDS = 1.5  # until the end of an engine that broke a connection is known
 
 
 class Worker:
@@ -39,7 +35,7 @@ class Worker:
         """
         specs = [spec for spec in self.placement.engines if spec.host_rank == self.job.rank]
         if specs:
-            self.host = EngineHost(self.cfg, specs, self.run_dir, self.job, key)
+            self.host = EngineHost(self.cfg, specs, self.run_dir, self.job, key, self.engine_ended)
             if not engine_args.after_trainer(self.cfg):
                 self.host.launch()
 
@@ -70,12 +66,9 @@ class Worker:
             self.host.launch()
         return self.host.wait_ready()
 
-    def check_engines(self) -> None:
-        """Raise, with the end of its log, if an engine of this node has died a moment ago."""
-        end = time.monotonic() + DEATH_SECONDS
-        while self.host is not None and time.monotonic() < end:
-            self.host.check()
-            time.sleep(0.05)
+    def engine_ended(self, index: int, text: str) -> None:
+        """An engine of this node ended by itself: the cause of whatever else is seen of it."""
+        self.job.fail(text)
 
     @command
     def connect(self, urls: list[str], key: str) -> None:
@@ -102,11 +95,7 @@ class Worker:
         if not self.trains:
             return {}
         self.trainer.onload()
-        try:
-            stats = self.pusher.push(self.trainer, version)
-        except EngineError:
-            self.check_engines()
-            raise
+        stats = self.pusher.push(self.trainer, version)
         self.trainer.offload()
         return stats
 

@@ -38,7 +38,7 @@ def engine_host(cfg: Config, run_dir: Path, width: int = 1) -> EngineHost:
 
 
 @contextmanager
-def another_engine(engine: LiveEngine, cfg: Config, run_dir: Path, width: int = 1):
+def another_engine(engine: LiveEngine, cfg: Config, run_dir: Path, width: int = 1, **more: Any):
     """An engine forked from the process the session's engine came from: no imports to wait for."""
     host = EngineHost(
         cfg,
@@ -46,12 +46,14 @@ def another_engine(engine: LiveEngine, cfg: Config, run_dir: Path, width: int = 
         run_dir,
         SimpleNamespace(host="127.0.0.1"),
         KEY,
+        **more,
     )
     host.launcher = engine.host.launcher
     host.launch()
     try:
         yield host
     finally:
+        host.monitor.close()
         for index in host.engines:
             host.launcher.stop(index)
 

@@ -57,8 +57,10 @@ class Report:
 
 def is_symptom(error: BaseException) -> bool:
     """Whether an exception looks like a peer's failure seen from here: a lost connection, a broken
-    collective.
+    collective. An exception may say so itself, by an attribute `is_symptom`.
     """
+    if getattr(error, "is_symptom", False):
+        return True
     if isinstance(error, ConnectionError | EOFError | TimeoutError):
         return True
     words = f"{type(error).__name__} {error}".lower()

@@ -18,12 +18,21 @@ FLUSH_SECONDS = 60.0  # requests that were aborted take a moment to leave the ba
 
 
 class EngineError(RuntimeError):
-    """An engine refused a request or could not be reached; the text says which and why."""
+    """An engine refused a request; the text says which and why."""
+
+
+class EngineUnreachable(EngineError):
+    """No answer came: most likely the engine is dead, and who started it will say how it ended."""
+
+    is_symptom = True
 
 
 class EngineAdmin:
-    def __init__(self, url: str, key: str, timeout: float = 600.0):
+    """`index`: the engine's number, for errors; None: they name the URL alone."""
+
+    def __init__(self, url: str, key: str, index: int | None = None, timeout: float = 600.0):
         self.url, self.timeout = url, timeout
+        self.name = f"engine {url}" if index is None else f"engine {index} ({url})"
         self._address = urlsplit(url)
         self._headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         self._asleep: set[str] = set()
@@ -172,7 +181,7 @@ class EngineAdmin:
         """A call whose reply has a `success` field."""
         reply = self._json("POST", path, body)
         if not reply.get("success", True):
-            raise EngineError(f"engine {self.url} refused {path}: {reply.get('message')}")
+            raise EngineError(f"{self.name} refused {path}: {reply.get('message')}")
         return reply
 
     def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -180,9 +189,7 @@ class EngineAdmin:
         try:
             return json.loads(text)
         except ValueError:
-            raise EngineError(
-                f"engine {self.url} answered {path} without JSON: {_short(text)}"
-            ) from None
+            raise EngineError(f"{self.name} answered {path} without JSON: {_short(text)}") from None
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None) -> bytes:
         data = None if body is None else json.dumps(body).encode()
@@ -195,9 +202,7 @@ class EngineAdmin:
             raise self._refused(path, status, reply)
 
     def _refused(self, path: str, status: int, reply: bytes, more: str = "") -> EngineError:
-        return EngineError(
-            f"engine {self.url} refused {path}{more} (HTTP {status}): {_short(reply)}"
-        )
+        return EngineError(f"{self.name} refused {path}{more} (HTTP {status}): {_short(reply)}")
 
     def _send(
         self, method: str, path: str, data: bytes | None, timeout: float
@@ -209,8 +214,8 @@ class EngineAdmin:
             response = connection.getresponse()
             return response.status, response.read()
         except (OSError, HTTPException) as error:
-            raise EngineError(
-                f"engine {self.url} did not answer {path}: {error or type(error).__name__}"
+            raise EngineUnreachable(
+                f"{self.name} did not answer {path}: {error or type(error).__name__}"
             ) from error
         finally:
             connection.close()

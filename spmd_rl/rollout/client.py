@@ -32,7 +32,11 @@ class Addresses(Protocol):
 
 
 class EngineError(RuntimeError):
-    """An engine refused a request, or could not be reached."""
+    """An engine refused a request."""
+
+
+class EngineUnreachable(EngineError):
+    """No answer came, in time or at all: most likely the engine is dead."""
 
 
 class Generated(NamedTuple):
@@ -53,6 +57,7 @@ class EngineClient:
     def __init__(self, addresses: Addresses, timeout: float):
         self.addresses, self.timeout = addresses, timeout
         self._in_flight = Counter({url: 0 for url in addresses.urls})
+        self._names = {url: f"engine {i} ({url})" for i, url in enumerate(addresses.urls)}
         headers = {"Content-Type": "application/json"}
         if addresses.key:
             headers["Authorization"] = f"Bearer {addresses.key}"
@@ -65,7 +70,7 @@ class EngineClient:
     async def generate(self, tokens: list[int], sampling: dict[str, Any]) -> Generated:
         """One sample, by whichever engine the router chooses."""
         body = {"input_ids": tokens, "sampling_params": sampling, "return_logprob": True}
-        return read_answer(await self.post(f"{self.addresses.router_url}/generate", body))
+        return read_answer(await self.post(self.addresses.router_url, "/generate", body))
 
     async def generate_together(
         self, tokens: list[list[int]], sampling: list[dict[str, Any]]
@@ -76,7 +81,7 @@ class EngineClient:
         url = min(self.addresses.urls, key=self._in_flight.__getitem__)
         self._in_flight[url] += len(tokens)
         try:
-            return [read_answer(answer) for answer in await self.post(f"{url}/generate", body)]
+            return [read_answer(answer) for answer in await self.post(url, "/generate", body)]
         finally:
             self._in_flight[url] -= len(tokens)
 
@@ -84,29 +89,30 @@ class EngineClient:
         """Tell every engine to stop what it is generating."""
         body = {"abort_all": True}
         await asyncio.gather(
-            *(self.post(f"{url}/abort_request", body) for url in self.addresses.urls)
+            *(self.post(url, "/abort_request", body) for url in self.addresses.urls)
         )
 
-    async def post(self, url: str, body: dict[str, Any]) -> Any:
+    async def post(self, url: str, path: str, body: dict[str, Any]) -> Any:
         """The JSON answer. Sent again while nothing answers, or the router knows no engine."""
         data = orjson.dumps(body)
+        name = self._names.get(url, f"the router ({url})")
         for attempt in range(CONNECT_TRIES):
             last = attempt + 1 == CONNECT_TRIES
             try:
-                async with self._http.post(url, data=data) as response:
+                async with self._http.post(url + path, data=data) as response:
                     content = await response.read()
                     if response.status == 200:
                         return orjson.loads(content) if content.strip() else None
                     if last or response.status not in OVERLOADED:
-                        raise EngineError(_refusal(url, response.status, content))
+                        raise _refusal(name, response.status, content)
             except asyncio.TimeoutError as error:
-                raise EngineError(
-                    f"{url} gave no answer within {self.timeout:g} s "
+                raise EngineUnreachable(
+                    f"{name} gave no answer within {self.timeout:g} s "
                     "(rollout.rollout_request_timeout)"
                 ) from error
             except aiohttp.ClientConnectionError as error:
                 if last:
-                    raise EngineError(f"{url} cannot be reached: {error!r}") from error
+                    raise EngineUnreachable(f"{name} cannot be reached: {error!r}") from error
             await asyncio.sleep(FIRST_PAUSE * 2**attempt)
         raise AssertionError("unreachable")
 
@@ -144,5 +150,7 @@ def _number(version: Any) -> int:
     return int(version) if str(version).isdigit() else 0
 
 
-def _refusal(url: str, status: int, content: bytes) -> str:
-    return f"{url} answered {status}: {content[:2000].decode(errors='replace')}"
+def _refusal(who: str, status: int, content: bytes) -> EngineError:
+    """With a 5xx the router answers for an engine that is dead, or one that is about to die."""
+    kind = EngineUnreachable if status >= 500 else EngineError
+    return kind(f"{who} answered {status}: {content[:2000].decode(errors='replace')}")

@@ -28,12 +28,23 @@ class CollectorError(RuntimeError):
     """Something in the collector process failed; the text is its traceback."""
 
 
+class EnginesUnreachable(CollectorError):
+    """The collector got no answer from an engine: most likely it is dead, and who started it will
+    say how it ended.
+    """
+
+    is_symptom = True
+
+
 class Rollout(NamedTuple):
     """One rollout, ready to train on."""
 
     batch: Batch
     metrics: dict[str, float]
     state: dict[str, Any]  # where the data stands after it, for checkpoints
+
+
+FAILURES = {"user": ValueError, "engine": EnginesUnreachable, "code": CollectorError}
 
 
 class Collector:
@@ -127,7 +138,7 @@ class Collector:
         except Closed:
             self._died()
         if failure is not None:
-            raise ValueError(failure.text) if failure.for_user else CollectorError(failure.text)
+            raise FAILURES[failure.kind](failure.text)
         if answered == self._setup:
             self.notes = value
             for note in value:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import re
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -32,11 +33,13 @@ from spmd_rl.config import Config
 from spmd_rl.rollout import engine_args
 from spmd_rl.rollout.admin import EngineAdmin
 from spmd_rl.rollout.launchers import CpuLauncher, CudaLauncher
+from spmd_rl.rollout.monitor import Ended, Monitor
 from spmd_rl.rollout.ports import Ports
 from spmd_rl.types import EngineSpec
 
 START_SECONDS = 900.0  # most a start may take: large models load for minutes
 POLL_SECONDS = 0.1
+STATUS_SECONDS = 1.0  # until the launcher knows how an engine ended
 
 
 class EngineDied(RuntimeError):
@@ -50,8 +53,8 @@ class Launcher(Protocol):
 
     def start(self, index: int, args: dict, env: dict[str, str], log: Path) -> None: ...
 
-    def ready(self, index: int) -> None:
-        """The engine answers for the first time."""
+    def ready(self, index: int) -> int:
+        """The engine answers for the first time. The number of its process."""
         ...
 
     def status(self, index: int) -> int | None:
@@ -69,14 +72,24 @@ class _Engine:
     order: int  # among this node's engines
     log: Path
     url: str = ""
-    ports: tuple[int, ...] = ()
+    ports: tuple[int, int] | None = None  # the server's and NCCL's
     ready: bool = False
 
 
 class EngineHost:
-    """Parent of this node's engines."""
+    """Parent of this node's engines. `tell` hears at once of one that ends after it was ready: its
+    index and what describe_death says; it is called from another thread.
+    """
 
-    def __init__(self, cfg: Config, specs: list[EngineSpec], run_dir: Path, job, key: str):
+    def __init__(
+        self,
+        cfg: Config,
+        specs: list[EngineSpec],
+        run_dir: Path,
+        job,
+        key: str,
+        tell: Callable[[int, str], None] = lambda index, text: None,
+    ):
         self.cfg, self.host, self.key = cfg, job.host, key
         logs = Path(run_dir) / "logs"
         logs.mkdir(parents=True, exist_ok=True)
@@ -87,6 +100,7 @@ class EngineHost:
         self.ports = Ports(self.host)
         device = engine_args.device_of(cfg)
         self.launcher: Launcher = (CpuLauncher if device == "cpu" else CudaLauncher)(cfg, logs)
+        self.monitor = Monitor(lambda ended: tell(ended.server, self._death(ended)))
 
     def launch(self) -> None:
         """Start every engine and return at once; their imports run meanwhile."""
@@ -102,9 +116,10 @@ class EngineHost:
         return [(index, engine.url) for index, engine in self.engines.items()]
 
     def restart(self, index: int, timeout: float = START_SECONDS) -> str:
-        """Replace an engine, dead or not; its URL may differ. Its weights are those of the
+        """Replace an engine, dead or not, under the same URL. Its weights are those of the
         checkpoint.
         """
+        self.monitor.forget(index)
         self.launcher.stop(index)
         self._start(index)
         self._wait(index, time.monotonic() + timeout)
@@ -118,12 +133,13 @@ class EngineHost:
                 raise EngineDied(describe_death(f"engine {index}", status, engine.log))
 
     def stop(self) -> None:
+        self.monitor.close()
         self.launcher.close()
         self.ports.close()
 
     def _start(self, index: int) -> None:
         engine = self.engines[index]
-        engine.ports = (self.ports.reserve(), self.ports.reserve())
+        engine.ports = engine.ports or (self.ports.reserve(), self.ports.reserve())
         engine.url, engine.ready = f"http://{_bracketed(self.host)}:{engine.ports[0]}", False
         args = engine_args.server_args(self.cfg, engine.spec, self.host, *engine.ports, self.key)
         env = engine_args.environment(self.cfg) | engine_args.cpu_bind(engine.spec, engine.order)
@@ -133,7 +149,7 @@ class EngineHost:
         engine = self.engines[index]
         if engine.ready:
             return
-        admin = EngineAdmin(engine.url, self.key)
+        admin = EngineAdmin(engine.url, self.key, index)
         while not engine.ready:
             self.check()
             engine.ready = admin.health(timeout=2.0)
@@ -143,17 +159,26 @@ class EngineHost:
                     + tail(engine.log)
                 )
             time.sleep(0 if engine.ready else POLL_SECONDS)
-        self.launcher.ready(index)
-        for port in engine.ports:
-            self.ports.release(port)
-        engine.ports = ()
+        self.monitor.watch(index, self.launcher.ready(index))
+
+    def _death(self, ended: Ended) -> str:
+        status, until = ended.status, time.monotonic() + STATUS_SECONDS
+        while status is None and not ended.part and time.monotonic() < until:
+            status = self.launcher.status(ended.server)
+            time.sleep(0.02)
+        log = self.engines[ended.server].log
+        return describe_death(f"engine {ended.server}", status, log, ended.part)
 
 
-def describe_death(who: str, status: int, log: Path) -> str:
-    """The end of a server's log, then one sentence on how it ended."""
-    how = f"ended with status {status}"
-    if status < 0:
+def describe_death(who: str, status: int | None, log: Path, part: str = "") -> str:
+    """The end of a server's log, then one sentence on how it ended; `part`: its process that did
+    so first. `status` None: nobody knows any more.
+    """
+    how = "ended" if status is None else f"ended with status {status}"
+    if status is not None and status < 0:
         how = f"was killed by {signal.Signals(-status).name}"
+    if part:
+        how += f" (its process {part})"
     text = tail(log, 200)
     raised = re.findall(r"^[\w.]*(?:Error|Exception|Interrupt)\b.*", text, re.MULTILINE)
     if raised:  # SGLang kills its own processes once one of them has failed

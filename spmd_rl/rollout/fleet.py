@@ -30,7 +30,7 @@ class Engines:
 
     def __init__(self, cfg: Config, addresses: EngineAddresses | None):
         self.sleeps = bool(cfg.placement.offload_rollout)
-        self.admins = [EngineAdmin(u, addresses.key) for u in addresses.urls] if addresses else []
+        self.admins = admins(addresses.urls, addresses.key) if addresses else []
         self.pool = ThreadPoolExecutor(max(1, len(self.admins)), thread_name_prefix="engines")
 
     @contextmanager
@@ -53,3 +53,8 @@ class Engines:
 
     def _each(self, action) -> None:
         list(self.pool.map(action, self.admins))
+
+
+def admins(urls: list[str], key: str) -> list[EngineAdmin]:
+    """One for each engine, in engine order."""
+    return [EngineAdmin(url, key, index) for index, url in enumerate(urls)]

@@ -3,8 +3,8 @@ request.
 
 Imports are most of an engine's start, and most of its memory; forked engines share both. Comes
 in: JSON lines on standard input (a socket), `{"start": i, "args": {...}, "env": {...}, "log":
-path}` or `{"stop": i}`. Goes out on it: `{"ready": true}` once, then `{"exit": i, "status": n}`
-per engine that ended. End of input ends every engine.
+path}` or `{"stop": i}`. Goes out on it: `{"ready": true}` once, then per engine `{"started": i,
+"pid": n}` and, when it ended, `{"exit": i, "status": n}`. End of input ends every engine.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class ForkServer:
             finally:
                 os._exit(status)
         self.pids[index], self.scratch[index] = pid, scratch
+        self.send({"started": index, "pid": pid})
 
     def _become_engine(self, args: dict[str, Any], env: dict[str, str], log: str) -> None:
         os.setsid()

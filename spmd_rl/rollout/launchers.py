@@ -12,6 +12,7 @@ import select
 import socket
 import sys
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,8 @@ class CpuLauncher:
         self._buffer = b""
         self._running: set[int] = set()
         self._ended: dict[int, int] = {}
+        self._pids: dict[int, int] = {}
+        self._lock = threading.Lock()  # the monitor's thread asks for statuses too
 
     def prepare(self) -> None:
         """Start the fork server, if it is not there; it begins to import at once."""
@@ -50,8 +53,9 @@ class CpuLauncher:
         self._running.add(index)
         self._send({"start": index, "args": args, "env": env, "log": str(log)})
 
-    def ready(self, index: int) -> None:
-        """Nothing to do once an engine answers."""
+    def ready(self, index: int) -> int:
+        self._read(0.0)
+        return self._pids[index]
 
     def status(self, index: int) -> int | None:
         self._read(0.0)
@@ -81,6 +85,10 @@ class CpuLauncher:
             self._server_gone()
 
     def _read(self, timeout: float) -> None:
+        with self._lock:
+            self._take_in(timeout)
+
+    def _take_in(self, timeout: float) -> None:
         while select.select([self.channel], [], [], timeout)[0]:
             timeout = 0.0
             try:
@@ -91,6 +99,8 @@ class CpuLauncher:
                 return self._server_gone()
             *lines, self._buffer = (self._buffer + data).split(b"\n")
             for event in map(json.loads, lines):
+                if "started" in event:
+                    self._pids[event["started"]] = event["pid"]
                 if "exit" in event:
                     self._running.discard(event["exit"])
                     self._ended[event["exit"]] = event["status"]
@@ -131,9 +141,11 @@ class CudaLauncher:
             command, env=env | {"TMPDIR": str(scratch)}, log=log, cwd=self.logs
         )
 
-    def ready(self, index: int) -> None:
+    def ready(self, index: int) -> int:
         self._configs.pop(index).unlink()  # read by now, and it holds the key
-        self._files[index] = shared_memory_of(self._children[index].pid)
+        pid = self._children[index].pid
+        self._files[index] = shared_memory_of(pid)
+        return pid
 
     def status(self, index: int) -> int | None:
         return self._children[index].poll()

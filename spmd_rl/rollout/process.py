@@ -32,7 +32,7 @@ class Failure(NamedTuple):
     """Why a request failed."""
 
     text: str  # traceback, or the sentence of a DataError
-    for_user: bool  # the text is a sentence about what the user gave, no traceback is needed
+    kind: str  # user: a sentence about what the user gave; engine: none answered; code: the rest
 
 
 def main() -> None:
@@ -84,12 +84,15 @@ async def _start(settings: dict[str, Any]):
 
 def _failure(error: Exception) -> Failure:
     from spmd_rl.data.rows import DataError
+    from spmd_rl.rollout.client import EngineUnreachable
 
     text = "".join(traceback.format_exception(error))
     if isinstance(error, ImportError) and "PyTorch" in text and "torch" not in sys.modules:
         text += TORCH_HINT
     print(text, file=sys.stderr, flush=True)
-    return Failure(str(error), True) if isinstance(error, DataError) else Failure(text, False)
+    if isinstance(error, DataError):
+        return Failure(str(error), "user")
+    return Failure(text, "engine" if isinstance(error, EngineUnreachable) else "code")
 
 
 def _find_user_code() -> None:

@@ -16,7 +16,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from spmd_rl.config import Config
-from spmd_rl.rollout import engine_args
+from spmd_rl.rollout import engine_args, fleet
 from spmd_rl.rollout.admin import EngineAdmin, EngineError
 from spmd_rl.types import Placement
 from spmd_rl.weights.bucket import NamedTensor, split
@@ -84,7 +84,7 @@ class Pusher:
 
     def _tensor_sender(self, urls: list[str]) -> TensorSender:
         mine, group, admin = None, None, None
-        self.all_admins = [EngineAdmin(url, self.key) for url in urls]
+        self.all_admins = fleet.admins(urls, self.key)
         for spec in self.placement.engines:
             members = [self.placement.train_ranks.index(rank) for rank in spec.ranks]
             # All train ranks make all groups, in one order.
@@ -95,7 +95,7 @@ class Pusher:
         return TensorSender(mine, group, self.job.rank, admin)
 
     def _distributed_sender(self, urls: list[str]) -> DistributedSender:
-        self.all_admins = [EngineAdmin(url, self.key) for url in urls]
+        self.all_admins = fleet.admins(urls, self.key)
         backend = "nccl" if engine_args.device_of(self.cfg) == "cuda" else "gloo"
         timeout = timedelta(minutes=self.cfg.placement.distributed_timeout_minutes)
         return DistributedSender(
@@ -119,8 +119,7 @@ def end(admin: EngineAdmin, version: int) -> None:
     reported = admin.version()
     if reported != str(version):
         raise EngineError(
-            f"engine {admin.url} reports weights of version {reported} after version {version} "
-            "was pushed"
+            f"{admin.name} reports weights of version {reported} after version {version} was pushed"
         )
     admin.resume()
 

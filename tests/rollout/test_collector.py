@@ -165,7 +165,7 @@ def test_a_request_has_a_time_limit(ask):
 
 def test_an_engine_that_is_not_there_is_named(tmp_path):
     gone = Addresses(["http://127.0.0.1:1"], "http://127.0.0.1:1", "")
-    with pytest.raises(EngineError, match="http://127.0.0.1:1/generate cannot be reached"):
+    with pytest.raises(EngineError, match=r"engine 0 \(http://127.0.0.1:1\) cannot be reached"):
         in_this_process(config(tmp_path), gone)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import random
 import shutil
 import signal
@@ -132,6 +133,25 @@ def test_a_dead_engine_is_noticed_with_its_log_and_can_be_started_again(engine, 
         host.restart(index, timeout=120)
         assert log_probs(post(host.engines[index].url, "/generate", REQUEST))
     assert not family(host)
+
+
+@pytest.mark.parametrize("part", ["sglang::scheduler", "sglang::detokenizer", ""])
+def test_an_engines_end_is_told_at_once_whichever_process_dies_first(engine, tmp_path, part):
+    told: queue.SimpleQueue = queue.SimpleQueue()
+    tell = lambda index, text: told.put((index, text, time.monotonic()))  # noqa: E731
+    with another_engine(engine, engine_config(engine.model), tmp_path, tell=tell) as host:
+        [(index, _)] = host.wait_ready(120)
+        victim = next(p for p in family(host) if ("".join(p.cmdline()[:1]) == part) or not part)
+        killed = time.monotonic()
+        victim.kill()
+        who, text, when = told.get(timeout=20)
+        assert who == index and when - killed < 3
+        how = f"engine {index} was killed by SIGKILL" + (f" (its process {part})" if part else "")
+        assert how in text.splitlines()[-1]
+        url = host.engines[index].url
+        host.restart(index, timeout=120)  # one that is ended on purpose is nobody's loss
+        assert host.engines[index].url == url
+    assert told.empty()
 
 
 def test_an_engine_that_cannot_start_is_explained(engine, tmp_path):

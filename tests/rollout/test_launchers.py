@@ -26,7 +26,6 @@ def test_a_kept_port_is_for_the_server_it_was_promised_to():
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn and torch do
         server.bind(("127.0.0.1", port))
         server.listen()
-        ports.release(port)
         socket.create_connection(("127.0.0.1", port)).close()
     ports.close()
 

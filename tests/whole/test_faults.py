@@ -35,8 +35,10 @@ def rank_process(folder: Path, rank: int) -> int:
     raise AssertionError(f"no process of rank {rank}")
 
 
-def fails(folder: Path, cause: str, *overrides: str, act=None, heartbeat: float = 4.0) -> None:
-    """Run until it fails; `act(running)` returns when the fault was made."""
+def fails(
+    folder: Path, cause: str | list[str], *overrides: str, act=None, heartbeat: float = 4.0
+) -> None:
+    """Run until it fails; `act(running)` returns when the fault was made, and may fill `cause`."""
     before, made = shared_memory(), []
 
     def make(running: Running) -> None:
@@ -47,6 +49,7 @@ def fails(folder: Path, cause: str, *overrides: str, act=None, heartbeat: float 
 
     outcome = run_job(folder, f"heartbeat_timeout={heartbeat}", *overrides, act=make)
     assert outcome.statuses[0] not in (0, None), outcome.output
+    [cause] = [cause] if isinstance(cause, str) else cause
     assert re.search(cause, outcome.last()), outcome.output
     assert outcome.left == [], outcome.left
     assert shared_memory() <= before
@@ -101,11 +104,17 @@ def test_ctrl_c(folder: Path) -> None:
 
 
 def test_an_engine_is_killed(folder: Path) -> None:
-    def kill(running: Running) -> None:
-        engines = [pid for pid, words in marked_by(running).items() if "sglang" in words]
-        os.kill(engines[0], signal.SIGKILL)
+    """By its scheduler: SGLang's server goes seconds later, and breaks connections meanwhile."""
+    killed = []
 
-    fails(folder, "engine 0", "num_rollout=1000", act=kill)
+    def kill(running: Running) -> None:
+        parts = [pid for pid, words in marked_by(running).items() if "sglang::sched" in words]
+        # The log an engine writes to tells which it is.
+        engine = Path("/proc", str(parts[-1]), "fd", "1").readlink().stem.removeprefix("engine")
+        killed.append(f"engine {engine} was killed by SIGKILL .its process sglang::scheduler")
+        os.kill(parts[-1], signal.SIGKILL)
+
+    fails(folder, killed, "num_rollout=1000", act=kill)
 
 
 def marked_by(running: Running) -> dict[int, str]:
