@@ -15,8 +15,18 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-FAMILIES = ("qwen2", "qwen3", "llama")
+# family -> the prefix of its classes in transformers
+FAMILIES = {
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "llama": "Llama",
+    "qwen3_moe": "Qwen3Moe",
+    "glm4": "Glm4",
+    "glm4_moe": "Glm4Moe",
+    "deepseek_v3": "DeepseekV3",
+}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # padding, start and end of a turn
 THINK = ("<think>", "</think>")  # ordinary tokens: they are part of the text a reward sees
 CHAT_TEMPLATE = (
@@ -40,16 +50,19 @@ def make_tiny_model(
     vocab: int = 320,
     positions: int = 256,
     tied: bool = True,
+    experts: int = 8,
     perturb: float = 0.0,
     dtype: str = "float32",
     corpus: str | Path | None = None,
     seed: int = 0,
+    **extra: Any,
 ) -> Path:
     """Write the model to `path` (whole or not at all) and return the path.
 
     `vocab` is an upper limit: the tokenizer stops when the corpus has no more pairs to merge.
     `perturb` adds noise of that size to norms and biases, which start equal: a test then notices
-    a swapped one.
+    a swapped one. `experts`: of the families that have any, 2 of them for a token. `extra`: more
+    keys of the family's config.json.
     """
     if family not in FAMILIES:
         raise ValueError(f"family '{family}' is unknown; choose one of {', '.join(FAMILIES)}")
@@ -59,9 +72,7 @@ def make_tiny_model(
     tokenizer = build_tokenizer(vocab, corpus)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _build_model(
-            family,
-            tokenizer,
+        shape = dict(
             hidden_size=hidden,
             intermediate_size=ffn or 3 * hidden,
             num_hidden_layers=layers,
@@ -71,6 +82,8 @@ def make_tiny_model(
             max_position_embeddings=positions,
             tie_word_embeddings=tied,
         )
+        shape |= _family_shape(family, hidden, heads, experts) | extra
+        model = _build_model(family, tokenizer, **shape)
         if perturb:
             _perturb(model, perturb)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +137,7 @@ def _corpus(path: str | Path | None) -> Iterable[str]:
 def _build_model(family: str, tokenizer, **shape):
     import transformers
 
-    name = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}[family]
+    name = FAMILIES[family]
     config = getattr(transformers, f"{name}Config")(
         vocab_size=len(tokenizer),
         rope_theta=10000.0,
@@ -136,6 +149,29 @@ def _build_model(family: str, tokenizer, **shape):
     return getattr(transformers, f"{name}ForCausalLM")(config)
 
 
+def _family_shape(family: str, hidden: int, heads: int, experts: int) -> dict[str, Any]:
+    """What a family's config.json has beyond Llama's; the first layer of GLM and DeepSeek dense."""
+    routed: dict[str, Any] = dict(moe_intermediate_size=hidden, num_experts_per_tok=2)
+    sigmoid = routed | dict(
+        n_routed_experts=experts, n_shared_experts=1, first_k_dense_replace=1,
+        routed_scaling_factor=1.5, norm_topk_prob=True, num_nextn_predict_layers=0,
+    )  # fmt: skip
+    yarn = dict(
+        rope_type="yarn", factor=4.0, beta_fast=32, beta_slow=1, mscale=1.0, mscale_all_dim=1.0,
+        original_max_position_embeddings=64,
+    )  # fmt: skip
+    return {
+        "qwen3_moe": routed | dict(num_experts=experts, norm_topk_prob=True, mlp_only_layers=[]),
+        "glm4": dict(attention_bias=True),
+        "glm4_moe": sigmoid | dict(attention_bias=True, use_qk_norm=True, n_group=1, topk_group=1),
+        "deepseek_v3": sigmoid | dict(
+            num_key_value_heads=heads, q_lora_rank=hidden // 2, kv_lora_rank=hidden // 4,
+            qk_nope_head_dim=16, qk_rope_head_dim=8, head_dim=8, v_head_dim=16,
+            n_group=4, topk_group=1, rope_scaling=yarn,
+        ),
+    }.get(family, {})  # fmt: skip
+
+
 def _perturb(model, size: float) -> None:
     import torch
 
@@ -143,6 +179,11 @@ def _perturb(model, size: float) -> None:
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=size)
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name.endswith("mlp.gate.weight"):  # zero at first: every expert would be as good
+                tensor.normal_(std=size)
+            elif name.endswith("e_score_correction_bias"):
+                tensor.add_(torch.randn_like(tensor), alpha=size)
 
 
 def _quieten() -> None:
@@ -169,6 +210,7 @@ def main() -> None:
     parser.add_argument("--ffn", type=int, help="default: 3 x hidden")
     parser.add_argument("--vocab", type=int, default=320, help="at most so many tokens")
     parser.add_argument("--positions", type=int, default=256)
+    parser.add_argument("--experts", type=int, default=8, help="of a mixture of experts")
     parser.add_argument("--untied", dest="tied", action="store_false", help="own output layer")
     parser.add_argument("--perturb", type=float, default=0.0, help="noise on norms and biases")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")

@@ -31,7 +31,6 @@ ARCHITECTURE = {
     "moe_router_topk": "num_experts_per_tok",
     "moe_ffn_hidden_size": "moe_intermediate_size",
 }
-EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")
 
 
 def check(cfg: Config) -> Iterator[Fault]:
@@ -56,6 +55,11 @@ def _models(cfg: Config) -> Iterator[Fault]:
     if model.ref_load is not None:
         weights = Path(model.ref_load)
         config = yield from _checkpoint("model.ref_load", model.ref_load)
+    if config is not None:
+        try:
+            architecture.check_trainable(config)
+        except ValueError as error:
+            yield Fault(("model.ref_load", "model.hf_checkpoint"), str(error))
     if config is not None and not any(weights.glob("*.safetensors")):
         key = "model.hf_checkpoint" if model.ref_load is None else "model.ref_load"
         yield Fault((key,), f"{key} {weights} holds no .safetensors file: add the weights to it")
@@ -113,7 +117,7 @@ def _architecture(cfg: Config, config: dict[str, Any]) -> Iterator[Fault]:
             f"and {groups} key-value heads: choose a divisor",
         )
     ep = _whole(cfg.megatron.get(layout.EP), 1)
-    experts = next((config[key] for key in EXPERT_COUNTS if config.get(key)), 0)
+    experts = next((config[key] for key in architecture.EXPERT_COUNTS if config.get(key)), 0)
     if ep > 1 and (not experts or experts % ep):
         yield Fault(
             (f"megatron.{layout.EP}",),

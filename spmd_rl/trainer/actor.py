@@ -73,7 +73,13 @@ class Trainer:
         self.chunks = model.build(self.architecture, self.config, self.device)
         parameters = export.named_parameters(self.chunks)
         model.mark_split(parameters, self.names)
-        hf.load(self.start, parameters, self.names, groups.tp_rank, groups.tp_size)
+        hf.load(
+            self.start,
+            export.named_tensors(self.chunks),
+            self.names,
+            (groups.tp_rank, groups.tp_size),
+            (groups.etp_rank, groups.etp_size),
+        )
         self.wrapped = optimizer.wrap(self.chunks, self.config, cfg.megatron)
         self.optimizer = optimizer.build(self.wrapped, self.config, cfg)
         optimizer.after_steps(self.wrapped)

@@ -43,7 +43,7 @@ class RolloutData:
         self.packer = Packer(
             shard,
             device=device,
-            tp=groups.tp_size if cfg.megatron.get("sequence_parallel") else 1,
+            tp=groups.tp_size,  # sequence parallelism splits the tokens evenly
             cp=groups.cp_size,
             cp_rank=groups.cp_rank,
             pad_multiple=128 if device.type == "cuda" else 1,

@@ -1,4 +1,4 @@
-"""Norm and MLP in plain torch for hosts without Transformer Engine.
+"""Norm and MLP in plain torch for hosts without Transformer Engine, and GLM-4's layer.
 
 On a CPU in float32 both pass over a block of rows that stays in cache and keep little for
 backward, where torch's own make about twice as many passes over all of memory (5 % of a small
@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 BLOCK = 1 << 17  # numbers of one tensor handled at once: half a MiB
@@ -39,6 +41,30 @@ class TorchMLP(MLP):
             return super().forward(hidden_states, per_token_scale, **kwargs)
         gate_and_up, _ = self.linear_fc1(hidden_states)
         return self.linear_fc2(_SwiGLU.apply(gate_and_up))
+
+
+class PostNormLayer(TransformerLayer):
+    """A layer that also norms what attention and MLP give, before it joins the residual stream."""
+
+    def __init__(self, config: Any, submodules: Any, *args: Any, norm: Any, **kwargs: Any):
+        super().__init__(config, submodules, *args, **kwargs)
+        shape = dict(hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
+        self.post_self_attn_layernorm = norm(config=config, **shape)
+        self.post_mlp_layernorm = norm(config=config, **shape)
+        self.self_attn_bda = _after(self.post_self_attn_layernorm)
+        self.mlp_bda = _after(self.post_mlp_layernorm)
+
+
+def _after(norm: torch.nn.Module) -> Any:
+    """Megatron's bias-dropout-add, of the normed output."""
+
+    def bias_dropout_add(training: bool, fused: bool) -> Any:
+        add = get_bias_dropout_add(training, fused)
+        return lambda output, residual, dropout: add(
+            (norm(output[0]), output[1]), residual, dropout
+        )
+
+    return bias_dropout_add
 
 
 def _blockwise(x: Tensor) -> bool:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from spmd_rl.architecture import Architecture, contradictions
 from spmd_rl.trainer.parallel import Groups
+from spmd_rl.trainer.specs import block_spec
 from spmd_rl.weights.names import NameMap
 
 
@@ -36,17 +37,19 @@ def transformer_config(
     """Megatron's TransformerConfig: the checkpoint's architecture, our defaults, the user's
     options.
     """
-    from megatron.core.transformer.transformer_config import TransformerConfig
+    from megatron.core.transformer import transformer_config as configs
 
     faults = contradictions(architecture, megatron)
     if faults:
         raise ValueError("\n".join(faults))
+    latent = architecture.latent
+    cls = configs.MLATransformerConfig if latent else configs.TransformerConfig
     dtype = torch.bfloat16 if use_bf16(megatron, device) else torch.float32
     on_gpu = device.type == "cuda"
     defaults = dict(
         architecture.transformer,
         activation_func=F.silu,
-        rotary_interleaved=architecture.rope.interleaved,
+        rotary_interleaved=architecture.rope.interleaved and not latent,  # MLA knows by itself
         hidden_dropout=0.0,
         attention_dropout=0.0,
         bf16=dtype == torch.bfloat16,
@@ -61,20 +64,33 @@ def transformer_config(
         persist_layer_norm=False,
         bias_dropout_fusion=on_gpu,
         bias_activation_fusion=on_gpu,
-        apply_rope_fusion=have_te(device),
+        apply_rope_fusion=have_te(device)
+        and (not latent or architecture.transformer["rope_type"] == "yarn"),
         masked_softmax_fusion=False,
         transformer_impl="transformer_engine" if have_te(device) else "local",
-        sequence_parallel=bool(megatron.get("sequence_parallel")) and groups.tp_size > 1,
+        sequence_parallel=sequence_parallel(architecture, megatron, groups.tp_size),
+        moe_grouped_gemm=have_te(device),
+        moe_router_dtype="fp32",
+        moe_router_load_balancing_type="none",
+        moe_router_bias_update_rate=0.0,  # the bias stays the checkpoint's
     )
     sizes = dict(
         tensor_model_parallel_size=groups.tp_size,
         pipeline_model_parallel_size=groups.pp_size,
         context_parallel_size=groups.cp_size,
+        expert_model_parallel_size=groups.ep_size,
+        expert_tensor_parallel_size=groups.etp_size,
     )
-    names = {f.name for f in dataclasses.fields(TransformerConfig)}
+    names = {f.name for f in dataclasses.fields(cls)}
     user = {k: v for k, v in megatron.items() if k in names and k != "sequence_parallel"}
     values = defaults | user | sizes
-    return TransformerConfig(**{k: v for k, v in values.items() if k in names})
+    return cls(**{k: v for k, v in values.items() if k in names})
+
+
+def sequence_parallel(architecture: Architecture, megatron: dict[str, Any], tp_size: int) -> bool:
+    """`megatron.sequence_parallel`; unset it is on for mixtures of experts, which need it."""
+    experts = "num_moe_experts" in architecture.transformer
+    return bool(megatron.get("sequence_parallel", experts)) and tp_size > 1
 
 
 def padded_vocab(vocab_size: int, tp_size: int) -> int:
@@ -109,20 +125,21 @@ def _build_chunk(
     from megatron.core.models.gpt import GPTModel
 
     te = config.transformer_impl == "transformer_engine"
+    rope = te and not architecture.latent
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = GPTModel(
             config=config,
-            transformer_layer_spec=_spec(architecture, config, te, stage["vp_stage"]),
+            transformer_layer_spec=block_spec(architecture, config, te, stage["vp_stage"]),
             vocab_size=padded_vocab(architecture.vocab_size, config.tensor_model_parallel_size),
             max_sequence_length=architecture.max_positions,
             share_embeddings_and_output_weights=architecture.tied,
-            position_embedding_type="rope" if te else "none",  # TorchAttention rotates by itself
-            rotary_percent=architecture.rope.dimensions / config.kv_channels,
+            position_embedding_type="rope" if rope else "none",  # else attention turns by itself
+            rotary_percent=architecture.rope.dimensions / config.kv_channels if rope else 1.0,
             rotary_base=architecture.rope.theta,  # type: ignore[arg-type]
             **stage,
         )
-    if te:
+    if rope:
         model.rotary_pos_emb.inv_freq = architecture.rope.inv_freq().to(device)
     model.vp_stage = stage["vp_stage"]
     if stage["post_process"]:
@@ -131,47 +148,21 @@ def _build_chunk(
 
 
 def mark_split(parameters: Iterable[tuple[str, torch.nn.Parameter]], names: NameMap) -> None:
-    """Say which parameters are split over tensor-parallel ranks.
+    """Say which parameters are split over tensor-parallel ranks, and which are experts'.
 
-    megatron-core says it while initialising weights, which is skipped here; without it the norm
-    of the gradients would count only rank 0's parts.
+    megatron-core says the first while initialising weights, which is skipped here; without it the
+    norm of the gradients would count only rank 0's parts. The second it says only when experts are
+    spread over ranks; without it their gradients are not added up where
+    expert_tensor_parallel_size is below tensor_model_parallel_size.
     """
     from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 
     for name, parameter in parameters:
+        if names.entry(name).expert:
+            parameter.allreduce = False  # type: ignore[attr-defined]
         kind = names.sources(name).kind
         if kind != "whole" and not hasattr(parameter, "tensor_model_parallel"):
             set_tensor_model_parallel_attributes(parameter, True, int(kind == "columns"), 1)
-
-
-def _spec(architecture: Architecture, config: Any, te: bool, vp_stage: int | None) -> Any:
-    """Layer specification of this stage."""
-    from megatron.core.models.gpt import gpt_layer_specs as specs
-    from megatron.core.transformer.spec_utils import ModuleSpec
-    from megatron.core.transformer.transformer_block import (
-        TransformerBlockSubmodules,
-        get_num_layers_to_build,
-    )
-
-    if te:
-        return specs.get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-    from spmd_rl.trainer.attention import TorchAttention
-    from spmd_rl.trainer.layers import TorchMLP, TorchRMSNorm
-
-    layer = specs.get_gpt_layer_local_spec(
-        qk_layernorm=config.qk_layernorm, normalization=config.normalization
-    )
-    parts = layer.submodules
-    attention = parts.self_attention.submodules
-    rope = dict(inv_freq=architecture.rope.inv_freq(), interleaved=architecture.rope.interleaved)
-    attention.core_attention = ModuleSpec(module=TorchAttention, params=rope)
-    parts.mlp.module = TorchMLP
-    parts.input_layernorm = parts.pre_mlp_layernorm = TorchRMSNorm
-    if config.qk_layernorm:
-        attention.q_layernorm = attention.k_layernorm = TorchRMSNorm
-    count = get_num_layers_to_build(config, vp_stage=vp_stage)
-    norm: Any = TorchRMSNorm
-    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
 
 
 class _OutputRows:

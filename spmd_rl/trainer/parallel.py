@@ -29,14 +29,26 @@ class Groups:
     pp: Any
     dp: Any
     dp_cp: Any
+    ep: Any
+    etp: Any
     tp_rank: int
     cp_rank: int
     pp_rank: int
     dp_rank: int
+    ep_rank: int
+    etp_rank: int
     tp_size: int
     cp_size: int
     pp_size: int
     dp_size: int
+    ep_size: int
+    etp_size: int
+
+    def tensor_parallel(self, expert: bool) -> tuple[Any, int, int]:
+        """(group, rank, size) that an expert's parameter, or another one, is split over."""
+        if expert:
+            return self.etp, self.etp_rank, self.etp_size
+        return self.tp, self.tp_rank, self.tp_size
 
     @property
     def first_stage(self) -> bool:
@@ -86,12 +98,18 @@ def current() -> Groups:
         pp=mpu.get_pipeline_model_parallel_group(),
         dp=mpu.get_data_parallel_group(),
         dp_cp=mpu.get_data_parallel_group(with_context_parallel=True),
+        ep=mpu.get_expert_model_parallel_group(),
+        etp=mpu.get_expert_tensor_parallel_group(),
         tp_rank=mpu.get_tensor_model_parallel_rank(),
         cp_rank=mpu.get_context_parallel_rank(),
         pp_rank=mpu.get_pipeline_model_parallel_rank(),
         dp_rank=mpu.get_data_parallel_rank(),
+        ep_rank=mpu.get_expert_model_parallel_rank(),
+        etp_rank=mpu.get_expert_tensor_parallel_rank() or 0,
         tp_size=mpu.get_tensor_model_parallel_world_size(),
         cp_size=mpu.get_context_parallel_world_size(),
         pp_size=mpu.get_pipeline_model_parallel_world_size(),
         dp_size=mpu.get_data_parallel_world_size(),
+        ep_size=mpu.get_expert_model_parallel_world_size(),
+        etp_size=mpu.get_expert_tensor_parallel_world_size() or 1,
     )

@@ -87,13 +87,17 @@ def load(
     directory: str | Path,
     parameters: Iterable[tuple[str, Tensor]],
     names: NameMap,
-    tp_rank: int,
-    tp_size: int,
+    tp: tuple[int, int] = (0, 1),
+    experts_tp: tuple[int, int] = (0, 1),
 ) -> None:
-    """Fill parameters (by global Megatron name) with this rank's part of the checkpoint."""
+    """Fill parameters (by global Megatron name) with this rank's part of the checkpoint.
+
+    `experts_tp`: rank and size of the experts' tensor parallelism; `tp`: of all else.
+    """
     with Checkpoint(directory) as checkpoint:
         for name, parameter in parameters:
-            part = names.shard(name, checkpoint.slice, parameter.shape, tp_rank, tp_size)
+            rank, size = experts_tp if names.entry(name).expert else tp
+            part = names.shard(name, checkpoint.slice, parameter.shape, rank, size)
             if part.shape != parameter.shape:
                 raise ValueError(
                     f"model.hf_checkpoint: {name} has shape {tuple(part.shape)}, but config.json "

@@ -57,9 +57,9 @@ def ragged_batch(seed: int = 0, siblings: bool = True, count: int = 12, longest:
     )
 
 
-def placement(world: int, tp: int = 1, pp: int = 1, cp: int = 1) -> Placement:
+def placement(world: int, tp: int = 1, pp: int = 1, cp: int = 1, ep: int = 1) -> Placement:
     return Placement(
-        world, world, tuple(range(world)), (), (), True, tp=tp, pp=pp, cp=cp,
+        world, world, tuple(range(world)), (), (), True, tp=tp, pp=pp, cp=cp, ep=ep,
         dp=world // (tp * pp * cp),
     )  # fmt: skip
 

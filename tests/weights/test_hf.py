@@ -47,9 +47,9 @@ def test_a_checkpoint_that_does_not_fit_is_named(tmp_path):
     names = NameMap(read(model))
     wrong = [("decoder.final_layernorm.weight", torch.zeros(3))]
     with pytest.raises(ValueError, match="decoder.final_layernorm.weight has shape"):
-        hf.load(model, wrong, names, 0, 1)
+        hf.load(model, wrong, names)
     names.tied = False
     with pytest.raises(ValueError, match="holds no tensor 'lm_head.weight'"):
-        hf.load(model, [("output_layer.weight", torch.zeros(3))], names, 0, 1)
+        hf.load(model, [("output_layer.weight", torch.zeros(3))], names)
     with pytest.raises(ValueError, match="has no model.safetensors"):
         hf.Checkpoint(tmp_path)

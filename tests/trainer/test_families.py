@@ -1,0 +1,83 @@
+"""Every family beyond the Llama layout under splits of all kinds: gradients, loss and files are one
+rank's, which tests/trainer/test_against_transformers.py compares with transformers.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.models import tiny_model
+from tests.ranks import run_ranks
+from tests.trainer.cases import Ranks, config, ok, ragged_batch
+from tests.trainer.test_layouts import size
+
+MODELS = {
+    "qwen3_moe": dict(experts=6),
+    "glm4": dict(),
+    "glm4_moe": dict(),
+    "deepseek_v3": dict(),
+}
+SIZES: dict[int, dict[str, dict[str, int]]] = {
+    1: {"one": {}},
+    2: {"tp2": {"tp": 2}, "pp2": {"pp": 2}, "cp2": {"cp": 2}, "ep2": {"ep": 2}},
+    4: {"tp2_ep2": {"tp": 2, "ep": 2}, "pp2_ep2": {"pp": 2, "ep": 2}},
+}
+UNEVEN = {"num_layers_in_first_pipeline_stage": 2}  # of three
+
+
+def layouts(model: str, world: int) -> dict[str, dict[str, int]]:
+    if model == "glm4" and world > 1:  # dense
+        return {name: sizes for name, sizes in SIZES[world].items() if "ep" not in sizes}
+    return SIZES[world]
+
+
+def rank_families(models: str, folder: str) -> None:
+    with Ranks() as ranks:
+        for name, path in json.loads(models).items():
+            for layout, sizes in layouts(name, ranks.world).items():
+                megatron = {"use_distributed_optimizer": False, "expert_tensor_parallel_size": 1}
+                megatron |= UNEVEN if "pp" in sizes else {}
+                trainer = ranks.trainer(config(path, megatron=megatron), **sizes)
+                trainer.save_hf(f"{folder}/{name}-{layout}")
+                metrics = ranks.train(trainer, ragged_batch())
+                ranks.keep(folder, f"{name}-{layout}", (metrics, ranks.gradients(trainer)))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("families")
+    made = {
+        name: str(tiny_model(name, layers=3, vocab=275, tied=False, **options))
+        for name, options in MODELS.items()
+    }
+    for world in SIZES:
+        ok(run_ranks(world, rank_families, json.dumps(made), str(folder), limit=240))
+    return folder, made
+
+
+CASES = [(m, name) for m in MODELS for world in SIZES for name in layouts(m, world)]
+
+
+@pytest.mark.parametrize("model,layout", [case for case in CASES if case[1] != "one"])
+def test_loss_and_gradients_do_not_depend_on_the_layout(results, model, layout):
+    folder, _ = results
+    metrics, gradients = torch.load(folder / f"{model}-{layout}.pt", weights_only=False)
+    want_metrics, want = torch.load(folder / f"{model}-one.pt", weights_only=False)
+    assert gradients.keys() == want.keys()
+    off = [gradients[name] - value for name, value in want.items()]
+    assert size(off) <= 2e-6 * size(want.values())
+    for name in ("train/loss", "train/grad_norm", "rollout/log_probs"):
+        assert metrics[name] == pytest.approx(want_metrics[name], rel=2e-6, abs=2e-7), name
+
+
+@pytest.mark.parametrize("model,layout", CASES)
+def test_files_are_bitwise_those_that_were_loaded(results, model, layout):
+    folder, made = results
+    saved = load_file(folder / f"{model}-{layout}" / "model.safetensors")
+    want = load_file(f"{made[model]}/model.safetensors")
+    assert saved.keys() == want.keys()
+    assert all(torch.equal(saved[name], value) for name, value in want.items())
