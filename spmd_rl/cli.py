@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+from spmd_rl import planner
 from spmd_rl.config import Config, ConfigError, dump, load
 from spmd_rl.layout import Launched, describe, launched
 from spmd_rl.types import Placement
@@ -39,6 +40,8 @@ class Args:
     cfg: Config
     placement: Placement
     dry_run: bool
+    config: str
+    gpu: str
 
 
 def parse(argv: list[str]) -> Args:
@@ -54,15 +57,30 @@ def parse(argv: list[str]) -> Args:
     except ConfigError as error:
         _report(error.faults, here.rank if here else 0)
         sys.exit(FAULTY)
-    return Args(cfg, placement, options.dry_run)
+    return Args(cfg, placement, options.dry_run, options.config, options.gpu)
 
 
 def print_plan(args: Args) -> None:
-    """What --dry-run shows: the configuration as resolved (YAML), then who is where."""
+    """What --dry-run shows: the configuration as resolved (YAML), who is where and, for GPUs, what
+    fits.
+    """
     here = launched()
-    if here is None or here.rank == 0:
-        table = describe(args.placement, args.cfg).replace("\n", "\n# ")
-        print(f"{dump(args.cfg)}\n# {table}", flush=True)
+    if here is not None and here.rank:
+        return
+    table = describe(args.placement, args.cfg)
+    if args.cfg.placement.device == "cuda":
+        table += f"\n{_memory(args)}"
+    commented = table.replace("\n", "\n# ")
+    print(f"{dump(args.cfg)}\n# {commented}", flush=True)
+
+
+def _memory(args: Args) -> str:
+    try:
+        model = planner.find_architecture(args.cfg, args.config)
+        found = planner.plan(args.cfg, args.placement, model, planner.GPUS[args.gpu])
+    except ValueError as error:
+        return str(error)
+    return planner.describe(found, args.placement.ranks_per_node)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,6 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--ranks-per-node", type=int, metavar="M", help="of them on each node (with --dry-run)"
+    )
+    parser.add_argument(
+        "--gpu",
+        choices=sorted(planner.GPUS),
+        default="h100",
+        help="plan memory for it (with --dry-run; tools/plan.py has more options)",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides, see below")
     return parser

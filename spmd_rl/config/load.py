@@ -29,10 +29,12 @@ def load(
     overrides: list[str],
     world: int | None = None,
     ranks_per_node: int | None = None,
+    check_files: bool = True,
 ) -> tuple[Config, Placement]:
     """The configuration with everything filled in, and who is where on `world` ranks.
 
-    Without `world` the placement is planned for the size the configuration asks for.
+    Without `world` the placement is planned for the size the configuration asks for; without
+    `check_files` models and data need not be there yet.
     """
     given = names.resolve(source.read(path, overrides))
     cfg, faults, wrong = _build(given.values)
@@ -46,7 +48,7 @@ def load(
         *upstream.check_sglang(cfg.sglang),
         *check.check(cfg),
         *layout.misfits(cfg, world, ranks_per_node),
-        *files.check(cfg),
+        *(files.check(cfg) if check_files else ()),
     ]
     faults += [fault for fault in later if not wrong.intersection(fault.keys)]
     sentences = given.faults + _sentences(faults, given.places)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from spmd_rl import architecture, planner
 from tests.models import tiny_model
 from tests.ranks import run_ranks
-from tests.trainer.cases import Ranks, config, ok, ragged_batch
+from tests.trainer.cases import Ranks, config, ok, placement, ragged_batch
 from tests.trainer.test_layouts import size
 
 MODELS = {
@@ -35,16 +36,33 @@ def layouts(model: str, world: int) -> dict[str, dict[str, int]]:
     return SIZES[world]
 
 
+def keys(sizes: dict[str, int]) -> dict:
+    fixed = {"use_distributed_optimizer": False, "expert_tensor_parallel_size": 1}
+    return fixed | (UNEVEN if "pp" in sizes else {})
+
+
 def rank_families(models: str, folder: str) -> None:
     with Ranks() as ranks:
         for name, path in json.loads(models).items():
             for layout, sizes in layouts(name, ranks.world).items():
-                megatron = {"use_distributed_optimizer": False, "expert_tensor_parallel_size": 1}
-                megatron |= UNEVEN if "pp" in sizes else {}
-                trainer = ranks.trainer(config(path, megatron=megatron), **sizes)
+                trainer = ranks.trainer(config(path, megatron=keys(sizes)), **sizes)
                 trainer.save_hf(f"{folder}/{name}-{layout}")
                 metrics = ranks.train(trainer, ragged_batch())
                 ranks.keep(folder, f"{name}-{layout}", (metrics, ranks.gradients(trainer)))
+                held = bytes_held(trainer)
+                torch.save(held, f"{folder}/held-{name}-{layout}-{ranks.rank}.pt")
+
+
+def bytes_held(trainer) -> tuple[int, int, int, int]:
+    """This rank's pipeline stage; bytes of its weights, gradients and Adam's moments."""
+    from spmd_rl.trainer.optimizer import torch_adams
+
+    parameters = [p for chunk in trainer.chunks for p in chunk.parameters()]
+    states = [s for adam in torch_adams(trainer.optimizer) for s in adam.state.values()]
+    moments = [s[name] for s in states for name in ("exp_avg", "exp_avg_sq")]
+    weights = sum(p.nbytes for p in parameters)
+    gradients = sum(p.main_grad.nbytes for p in parameters)
+    return trainer.groups.pp_rank, weights, gradients, sum(m.nbytes for m in moments)
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +99,19 @@ def test_files_are_bitwise_those_that_were_loaded(results, model, layout):
     want = load_file(f"{made[model]}/model.safetensors")
     assert saved.keys() == want.keys()
     assert all(torch.equal(saved[name], value) for name, value in want.items())
+
+
+@pytest.mark.parametrize("model,layout", CASES)
+def test_the_planner_foretells_bytes_exactly(results, model, layout):
+    folder, made = results
+    world, sizes = next((w, named[layout]) for w, named in SIZES.items() if layout in named)
+    found = planner.plan(
+        config(made[model], megatron=keys(sizes)),
+        placement(world, **sizes),
+        architecture.read(made[model]),
+        planner.GPUS["h100"],
+    )
+    for rank in range(world):
+        stage, *held = torch.load(folder / f"held-{model}-{layout}-{rank}.pt")
+        foretold = found.stages[stage]
+        assert held == [foretold.weights, foretold.gradients, foretold.optimizer]
