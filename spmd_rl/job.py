@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import time
 import warnings
 from dataclasses import replace
@@ -26,7 +25,7 @@ from spmd_rl.rollout.router import Router
 from spmd_rl.runlog import RunLog
 from spmd_rl.summary import write_summary
 from spmd_rl.timeline import Timeline
-from spmd_rl.worker import Worker
+from spmd_rl.worker import ENGINES, Worker
 
 # Names a file to leave when the run wants another turn, instead of an exit status: torchrun turns
 # any status but 0 into 1. Set by slurm/run.sbatch.
@@ -41,6 +40,7 @@ def main(args: Args) -> NoReturn:
     job = control.join()
     control.log_to(run_dir, job)
     job.start_watching(cfg.placement.heartbeat_timeout, run_dir)
+    job.share_secret(run_dir)
     job.on_command = Timeline(run_dir, f"rank {job.rank}").add
     quieten()
     worker = Worker(cfg, placement, job, run_dir)
@@ -69,25 +69,26 @@ def lead(cfg: Config, worker: Worker, job: control.Job, run_dir: Path, started: 
     print(describe(placement, cfg), flush=True)
     memory = control.PeakMemory(job)
     workers = control.Workers(job, worker, timeout=cfg.placement.command_timeout)
-    key = secrets.token_hex(16)
     generates = needs_engines(cfg)
     collector = Collector(cfg, run_dir)
     if generates:
-        workers.launch_engines(key)
+        workers.launch_engines()
 
     resumed = checkpoint.newest(cfg, run_dir)
     state = initial_state(cfg, collector, resumed[1] if resumed else None)
     log = RunLog(cfg, run_dir, state.num_rollout, state.rollout)
     steps = state.num_rollout * steps_per_rollout(cfg)
     info = workers.build_trainer(steps, str(resumed[0] / "model") if resumed else None)[0]
+    job.forget_secret()
     log.say(f"trainer: {info}" + (f"; resumed from {resumed[0]}" if resumed else ""))
 
     addresses = None
     if generates:
         urls = [url for _, url in sorted(sum(workers.engines_ready(), []))]
+        key = job.secret.key(ENGINES)
         router = Router(cfg, urls, key, run_dir)
         addresses = EngineAddresses(urls, router.url, key)
-        workers.connect(urls, key)
+        workers.connect(urls)
         collector.connect(addresses)
     engines = Engines(cfg, addresses)
     log.say(f"ready after {time.time() - started:.1f} s")

@@ -17,6 +17,8 @@ from spmd_rl.rollout import engine_args
 from spmd_rl.rollout.engines import EngineHost
 from spmd_rl.types import Batch, Placement
 
+ENGINES = "engines"  # what the key that engines and router ask for is made for
+
 
 class Worker:
     """One rank's part of the job: the engines it is the parent of, and its share of the trainer."""
@@ -27,7 +29,7 @@ class Worker:
         self.host: EngineHost | None = None
 
     @command
-    def launch_engines(self, key: str) -> None:
+    def launch_engines(self) -> None:
         """Start this node's engines; returns at once, they come up while the trainer is built.
 
         Where an engine sizes its cache by the memory that it finds free, it starts only after the
@@ -35,6 +37,7 @@ class Worker:
         """
         specs = [spec for spec in self.placement.engines if spec.host_rank == self.job.rank]
         if specs:
+            key = self.job.secret.key(ENGINES)
             self.host = EngineHost(self.cfg, specs, self.run_dir, self.job, key, self.engine_ended)
             if not engine_args.after_trainer(self.cfg):
                 self.host.launch()
@@ -71,11 +74,12 @@ class Worker:
         self.job.fail(text)
 
     @command
-    def connect(self, urls: list[str], key: str) -> None:
+    def connect(self, urls: list[str]) -> None:
         """Tell the train ranks where the engines are, for weight pushes."""
         if self.trains:
             from spmd_rl.weights.push import Pusher
 
+            key = self.job.secret.key(ENGINES)
             self.pusher = Pusher(self.cfg, self.placement, self.job, urls, key)
 
     @command

@@ -24,8 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from spmd_rl.control.children import _EXEC
+
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "SPMD_RL_TEST"
+MORTAL = [sys.executable, "-I", "-S", "-c", _EXEC]  # the rest dies when these tests are killed
 STRAGGLERS = 3.0  # seconds a process may take to vanish after the ranks have ended
 
 
@@ -85,7 +88,12 @@ def run_ranks(
         starts = _starts(n, command, launcher, stack)
         processes = [
             subprocess.Popen(
-                argv, env=base | extra, stdout=out, stderr=out, cwd=folder, start_new_session=True
+                [*MORTAL, str(os.getpid()), *argv],
+                env=base | extra,
+                stdout=out,
+                stderr=out,
+                cwd=folder,
+                start_new_session=True,
             )
             for argv, extra in starts
         ]

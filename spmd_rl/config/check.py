@@ -22,6 +22,7 @@ def check(cfg: Config) -> Iterator[Fault]:
     yield from _batching(cfg)
     yield from _rollout(cfg)
     yield from _evaluation(cfg)
+    yield from _names(cfg)
     if cfg.algo.loss_type == "policy_loss":
         yield from _reward(cfg)
         yield from _policy(cfg)
@@ -147,6 +148,16 @@ def _evaluation(cfg: Config) -> Iterator[Fault]:
         yield Fault(
             ("eval.eval_prompt_data",),
             f"eval.eval_prompt_data uses a name twice ({', '.join(names)}): rename one",
+        )
+
+
+def _names(cfg: Config) -> Iterator[Fault]:
+    name = cfg.logging.name
+    if name is not None and (name in ("", ".", "..") or "/" in name):
+        yield Fault(
+            ("logging.name",),
+            f"logging.name {name!r} is no plain name, and would lead out of logging.run_dir: use "
+            "letters, digits, '-', '_' and '.'; put folders into logging.run_dir",
         )
 
 

@@ -1,13 +1,14 @@
 """Commands from rank 0 to all ranks, and their answers, through the store: no collective is ever
 involved.
 
-A command is a registered name with plain arguments, a sequence number and a digest; an answer is a
-plain value. The log of commands reads as a script. Must not know what the commands do.
+A command is a registered name with plain arguments and a sequence number, an answer a plain value;
+both are signed with the job's secret, since anybody who reaches the store's port can write there.
+The log of commands reads as a script. Must not know what the commands do.
 """
 
 from __future__ import annotations
 
-import hashlib
+import hmac
 import io
 import pickle
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from spmd_rl.control.secret import SIGNATURE, Secret
 from spmd_rl.control.signals import stop_requested
 
 if TYPE_CHECKING:
@@ -24,10 +26,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 LARGE = 1 << 20  # answers above this are dropped from the store at once, smaller ones with the next
 EXIT = "exit"
-DIGEST = 8  # bytes
 
-# What may come out of the store besides numbers, strings and containers of them. Anybody who
-# reaches the store's port could write there; unpickling any class would let him run any code.
+# What may come out of the store besides numbers, strings and containers of them: a second wall
+# behind the signature, since unpickling any class can run any code.
 _PLAIN = {
     ("builtins", "set"),
     ("builtins", "frozenset"),
@@ -60,17 +61,20 @@ class _Unpickler(pickle.Unpickler):
         )
 
 
-def pack(*values: Any) -> bytes:
+def pack(secret: Secret, *values: Any) -> bytes:
     body = pickle.dumps(values, protocol=5)
-    return hashlib.blake2b(body, digest_size=DIGEST).digest() + body
+    return secret.sign(body) + body
 
 
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(memoryview(data)[DIGEST:], digest_size=DIGEST).digest()
-
-
-def unpack(data: bytes) -> tuple:
-    return _Unpickler(io.BytesIO(memoryview(data)[DIGEST:])).load()
+def unpack(secret: Secret, data: bytes) -> tuple:
+    """The values; RuntimeError if this job's ranks did not write them."""
+    body = memoryview(data)[SIGNATURE:]
+    if not hmac.compare_digest(data[:SIGNATURE], secret.sign(body)):
+        raise RuntimeError(
+            "a message without this job's signature was found in its store: something that does "
+            "not belong to the job writes to the store's port"
+        )
+    return _Unpickler(io.BytesIO(body)).load()
 
 
 def command(method: F) -> F:
@@ -156,8 +160,8 @@ class Workers:
             return
         _await_all(job)
         job.sequence += 1
-        data = pack(job.sequence, name, tuple(args))
-        self._digest = data[:DIGEST]
+        data = pack(job.secret, job.sequence, name, tuple(args))
+        self._digest = data[:SIGNATURE]
         job.commands.set(f"command/{job.sequence}", data)
 
     def _collect(self, name: str) -> list[Any]:
@@ -168,7 +172,7 @@ class Workers:
         job.waiting = False
         answers = []
         for rank, data in enumerate(found, 1):
-            sequence, digest, value = unpack(data)
+            sequence, digest, value = unpack(job.secret, data)
             if (sequence, digest) != (job.sequence, self._digest):
                 text = (
                     f"rank {rank} answered command {sequence}, not {name}, which is {job.sequence}"
@@ -210,13 +214,15 @@ def _obey(job: Job, worker: Any) -> bool:
     data = job.commands.get(f"command/{job.sequence + 1}")
     job.waiting = False
     job.sequence += 1
-    digest, (sequence, name, args) = data[:DIGEST], unpack(data)
-    if (sequence, digest) != (job.sequence, _digest(data)):
+    digest, (sequence, name, args) = data[:SIGNATURE], unpack(job.secret, data)
+    if sequence != job.sequence:
         raise RuntimeError(f"the ranks disagree: command {sequence} came as {job.sequence}")
     if name == EXIT:
         return False
     answer = _run(job, worker, name, args, {})
-    job.commands.set(answer_key(job.sequence, job.rank), pack(job.sequence, digest, answer))
+    job.commands.set(
+        answer_key(job.sequence, job.rank), pack(job.secret, job.sequence, digest, answer)
+    )
     # off the critical path: rank 0 has the previous answer since it posted this command
     job.commands.delete_key(answer_key(job.sequence - 1, job.rank))
     return True

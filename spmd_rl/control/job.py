@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from spmd_rl.control import children, logs
+from spmd_rl.control import children, logs, secret
 from spmd_rl.control.report import describe, is_symptom
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ class Job:
         # told of each command this rank has done: its name, when it began and ended
         self.on_command: Callable[[str, float, float], None] | None = None
         self.run_dir: Path | None = None
+        self.secret = secret.Secret()
         self.watcher: Watcher | None = None
         self._patience = timedelta(seconds=timeout)
         self._prefix = f"spmd_rl/{launch.attempt}"
@@ -164,6 +165,16 @@ class Job:
         self.run_dir = Path(run_dir) if run_dir is not None else self.run_dir
         self.watcher = Watcher(self, heartbeat_timeout)
         self.watcher.start()
+
+    def share_secret(self, run_dir: Path) -> None:
+        """All ranks together, before the first command; see control/secret.py."""
+        with self.failing():
+            self.secret = secret.share(self, run_dir)
+
+    def forget_secret(self) -> None:
+        """Rank 0, once every rank has answered a command and so has read the secret."""
+        if self.run_dir is not None:
+            secret.forget(self, self.run_dir)
 
     def fail(self, text: str, symptom: bool = False) -> None:
         """Report a failure. Returns at once; the watcher ends this process and all others."""

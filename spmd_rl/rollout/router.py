@@ -42,7 +42,7 @@ class Router:
         args = router_args(cfg, urls, key) | {
             "host": host,
             "port": port,
-            "prometheus_host": host,
+            "prometheus_host": "127.0.0.1",  # it cannot be left out, and asks for no key
             "prometheus_port": metrics_port,
         }
         ours, theirs = socket.socketpair()

@@ -57,6 +57,11 @@ BAD = {
         ["--world", "5", "placement.colocate=false", "placement.rollout_num_gpus=2"],
         ["megatron.tensor_model_parallel_size 2 does not divide the 3 train ranks", "start"],
     ),
+    "name that leads elsewhere": (
+        {"logging": {"name": "../elsewhere"}},
+        [],
+        ["config.yaml:", "logging.name '../elsewhere' is no plain name", "use letters"],
+    ),
     "missing file": (
         {"data": {"prompt_data": "nowhere/train.jsonl"}},
         [],

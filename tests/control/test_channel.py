@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from spmd_rl.control.channel import pack, unpack
+from spmd_rl.control.secret import SIGNATURE, Secret
 from spmd_rl.types import Placement, Sample, Status
 from tests.control import jobs
 from tests.ranks import run_ranks
+
+NONE = Secret()
 
 
 @pytest.mark.parametrize(("launcher", "ranks"), [("agent", 4), ("srun", 2), ("alone", 1)])
@@ -45,12 +48,12 @@ def test_a_rank_out_of_step_ends_the_job() -> None:
     ],
 )
 def test_plain_values_survive(value: object) -> None:
-    assert unpack(pack(7, "name", value)) == (7, "name", value)
+    assert unpack(NONE, pack(NONE, 7, "name", value)) == (7, "name", value)
 
 
 def test_arrays_survive() -> None:
     array = np.arange(6, dtype=np.int32).reshape(2, 3)
-    back = unpack(pack(array, array.T, np.float32(1.5)))
+    back = unpack(NONE, pack(NONE, array, array.T, np.float32(1.5)))
     assert np.array_equal(back[0], array) and np.array_equal(back[1], array.T) and back[2] == 1.5
 
 
@@ -60,5 +63,13 @@ def test_nothing_from_the_store_can_run_code() -> None:
             return print, ("gotcha",)
 
     with pytest.raises(TypeError, match=r"not builtins\.print"):
-        unpack(pack(Evil()))
-    assert pickle.loads(pack(1)[8:]) == (1,)  # eight bytes of digest, then an ordinary pickle
+        unpack(NONE, pack(NONE, Evil()))
+    assert pickle.loads(pack(NONE, 1)[SIGNATURE:]) == (1,)  # a signature, then an ordinary pickle
+
+
+def test_what_another_writes_is_refused_unread() -> None:
+    ours, theirs = Secret(b"ours"), Secret(b"theirs")
+    assert unpack(ours, pack(ours, 1)) == (1,)
+    for data in (pack(theirs, 1), pack(ours, 1)[:-1] + b"x", b""):
+        with pytest.raises(RuntimeError, match="without this job's signature"):
+            unpack(ours, data)
