@@ -12,30 +12,24 @@ and nothing of the job is left on the machine. Everything is written below `--fo
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
+from watched import KINDS, ROOT, Run
 
-ROOT = Path(__file__).resolve().parent.parent
-KINDS = ("trainer rank", "controller", "engine", "router", "collector", "torchrun agent")
 LIVES_ON = ("engine", "router")  # the loop goes on in the same process
 RESTARTS = 2  # by torchrun, of all ranks
 TURNS = 4  # by the scheduler, of the command
 LIMIT = 240.0  # seconds for one run
-MARK = "SPMD_RL_CHAOS"  # in the environment of everything a round starts
 OVERRIDES = [
     *("num_rollout=6", "rollout_batch_size=16", "n_samples_per_prompt=4"),
     *("rollout_max_response_len=32", "eval_interval=3", "save_interval=1"),
@@ -57,95 +51,6 @@ class Round:
     differs: list[str] = field(default_factory=list)
 
 
-class Run:
-    """One run in a folder of its own."""
-
-    process: subprocess.Popen
-
-    def __init__(self, folder: Path, options: argparse.Namespace):
-        self.folder, self.options = folder, options
-        self.run_dir = folder / "run"
-        self.mark = f"{os.getpid()}.{folder.name}"
-        self.turns = 0
-
-    def start(self) -> None:
-        self.turns += 1
-        argv = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        argv += ["--nproc-per-node", str(self.options.ranks), "--max-restarts", str(RESTARTS)]
-        argv += ["launch/main.py", "--config", self.options.config, *OVERRIDES]
-        argv += [f"run_dir={self.folder}", "name=run", f"hf_checkpoint={self.options.model}"]
-        argv += [f"save_debug_rollout_data={self.run_dir}/rollouts/{{rollout_id}}.pt"]
-        argv += self.options.overrides
-        env = os.environ | {MARK: self.mark, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen(
-                argv, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True
-            )
-
-    def status(self) -> dict[str, Any]:
-        """Where the loop is: rollout, phase, process, since when."""
-        try:
-            return json.loads((self.run_dir / "status.json").read_text())
-        except (OSError, ValueError):
-            return {"phase": "start", "pid": 0, "at": 0.0, "rollout": None}
-
-    def processes(self) -> dict[str, list[int]]:
-        """What can be killed, by kind."""
-        found: dict[str, list[int]] = {kind: [] for kind in KINDS}
-        for process in self._marked():
-            with contextlib.suppress(psutil.Error, OSError):
-                words, env = process.cmdline(), process.environ()
-                kind = self._kind(process, words, env)
-                if kind:
-                    found[kind].append(process.pid)
-        return found
-
-    def _kind(self, process: psutil.Process, words: list[str], env: dict[str, str]) -> str | None:
-        line = " ".join(words)
-        if process.pid == self.process.pid:
-            return "torchrun agent"
-        if "spmd_rl.rollout.process" in line:
-            return "collector"
-        if "spmd_rl.rollout.router" in line:
-            return "router"
-        if "sglang" in line or "fork_server" in line:
-            return "engine"
-        if "launch/main.py" in line and process.ppid() == self.process.pid:
-            return "trainer rank" if env.get("RANK") != "0" else "controller"
-        return None
-
-    def _marked(self) -> Iterator[psutil.Process]:
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get(MARK) == self.mark:
-                    yield process
-
-    def left(self, wait: float = 3.0) -> list[str]:
-        """Command lines of what still runs `wait` seconds after the end."""
-        end = time.monotonic() + wait
-        while True:
-            alive = []
-            for process in self._marked():
-                with contextlib.suppress(psutil.Error):
-                    if process.status() != psutil.STATUS_ZOMBIE:
-                        alive.append(" ".join(process.cmdline())[:80])
-            if not alive or time.monotonic() > end:
-                return alive
-            time.sleep(0.1)
-
-    def kill(self, victim: str, rng: random.Random) -> bool:
-        """SIGKILL to one process of that kind; whether there was one."""
-        pids = sorted(self.processes()[victim])
-        if pids:
-            os.kill(rng.choice(pids), signal.SIGKILL)
-        return bool(pids)
-
-    def kill_all(self) -> None:
-        for process in self._marked():
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-
-
 def play(options: argparse.Namespace, name: str, victim: str = "", moment: float = 0.0) -> Round:
     """One run from start to end; `victim` is killed `moment` seconds after the start, or as soon
     after that as there is one.
@@ -154,7 +59,10 @@ def play(options: argparse.Namespace, name: str, victim: str = "", moment: float
     folder = options.folder / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    run, result, killed_at, before = Run(folder, options), Round(victim), 0.0, {}
+    words = ["--config", options.config, *OVERRIDES, f"hf_checkpoint={options.model}"]
+    words += [f"save_debug_rollout_data={folder}/run/rollouts/{{rollout_id}}.pt"]
+    run = Run(folder, [*words, *options.overrides], options.ranks, RESTARTS)
+    result, killed_at, before = Round(victim), 0.0, {}
     run.start()
     started = time.time()
     loops: set[int] = set()
