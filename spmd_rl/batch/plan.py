@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spmd_rl import architecture
+from spmd_rl.planner.shape import flops_terms
 from spmd_rl.types import Batch, Placement, Shard, StepPlan
 
 if TYPE_CHECKING:
@@ -35,6 +37,11 @@ def plan_batch(batch: Batch, cfg: Config, placement: Placement) -> list[StepPlan
         assert train.max_tokens_per_gpu is not None, "checked with the configuration"
         cap = train.max_tokens_per_gpu * placement.cp
         forward_cap = (train.log_probs_max_tokens_per_gpu or 0) * placement.cp or None
+    costs = None
+    if train.balance_by_flops:
+        linear, square = flops_terms(architecture.read_shape(cfg.model.hf_checkpoint))
+        lengths = batch.total_lengths.astype(np.int64)
+        costs = linear * lengths + square * lengths**2
     return plan_steps(
         batch.total_lengths,
         mask_totals(batch),
@@ -44,8 +51,9 @@ def plan_batch(batch: Batch, cfg: Config, placement: Placement) -> list[StepPlan
         max_tokens=cap,
         forward_max_tokens=forward_cap,
         micro_batch_size=train.micro_batch_size,
-        balance=train.balance_data,
+        balance=train.balance_data or train.balance_by_flops,
         group=group,
+        costs=costs,
     )
 
 

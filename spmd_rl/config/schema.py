@@ -175,6 +175,8 @@ class TrainConfig(Section):
     max_tokens_per_gpu: int | None = Field(default=None, ge=1)  # tokens of a micro-batch
     log_probs_max_tokens_per_gpu: int | None = Field(default=None, ge=1)  # None: max_tokens_per_gpu
     balance_data: bool = False  # deal samples so that ranks have equal work
+    # balance operations, not tokens, and within max_tokens_per_gpu still
+    balance_by_flops: bool = False
     # tokens whose logits are upcast at once; -1: as many as 256 MiB hold
     log_probs_chunk_size: int = -1
     seed: int = 1234  # of the trainer's random numbers and the engines

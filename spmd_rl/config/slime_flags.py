@@ -32,7 +32,7 @@ ELSEWHERE = {  # flag -> what stands for it here
 }
 
 _UNSUPPORTED = """
-allgather_cp async_save balance_by_flops buffer_filter_path ci_disable_kl_checker
+allgather_cp async_save buffer_filter_path ci_disable_kl_checker
 ci_load_grad_norm ci_save_grad_norm ci_train_rollout_logprob_abs_diff_threshold critic_load
 critic_lr critic_lr_warmup_iters critic_num_gpus_per_node critic_num_nodes critic_save
 custom_advantage_function_path custom_config_path custom_convert_samples_to_train_data_path

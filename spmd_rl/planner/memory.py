@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spmd_rl.architecture import Architecture
+from spmd_rl.architecture import stages as stages_of
 from spmd_rl.config.schema import Config
 from spmd_rl.planner import shape
 from spmd_rl.planner.shape import Count, Split
@@ -92,36 +93,6 @@ class Plan:
         return product
 
 
-def stage_layers(architecture: Architecture, megatron: dict[str, Any], pp: int) -> list[list[bool]]:
-    """For each pipeline stage, its layers: whether each has experts."""
-    kinds = list(architecture.expert_layers)
-    first, last = (megatron.get(f"num_layers_in_{end}_pipeline_stage") for end in ("first", "last"))
-    inner = pp - (first is not None) - (last is not None)
-    rest = len(kinds) - (first or 0) - (last or 0)
-    if rest < 0 or (rest % inner if inner else rest):
-        raise ValueError(
-            f"megatron.pipeline_model_parallel_size {pp} does not divide the model's {len(kinds)} "
-            "layers: set megatron.num_layers_in_first_pipeline_stage or "
-            "num_layers_in_last_pipeline_stage, so that the other stages get equally many"
-        )
-    sizes = [rest // inner] * inner if inner else []
-    sizes = ([first] if first is not None else []) + sizes + ([last] if last is not None else [])
-    chunks = megatron.get("virtual_pipeline_model_parallel_size") or 1
-    if chunks > 1 and any(size % chunks for size in sizes):
-        raise ValueError(
-            f"megatron.virtual_pipeline_model_parallel_size {chunks} does not divide the "
-            f"{sizes[0]} layers of a pipeline stage: choose a divisor"
-        )
-    if chunks > 1 and len(set(sizes)) == 1:  # chunk c of stage s is run c x pp + s
-        each = sizes[0] // chunks
-        return [
-            [kind for c in range(chunks) for kind in kinds[(c * pp + s) * each :][:each]]
-            for s in range(pp)
-        ]
-    starts = [sum(sizes[:s]) for s in range(pp)]
-    return [kinds[start : start + size] for start, size in zip(starts, sizes, strict=True)]
-
-
 def plan(
     cfg: Config,
     placement: Placement,
@@ -151,7 +122,7 @@ def plan(
             cfg, placement, architecture, split, index, kinds, tokens, micro_batches,
             engine, engine_weights,
         )
-        for index, kinds in enumerate(stage_layers(architecture, megatron, placement.pp))
+        for index, kinds in enumerate(stages_of(architecture, megatron, placement.pp))
     ]  # fmt: skip
     return Plan(
         architecture=architecture,

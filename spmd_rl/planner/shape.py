@@ -117,15 +117,22 @@ def active(architecture: Architecture) -> int:
     return whole(architecture) - idle
 
 
-def forward_flops(architecture: Architecture, length: int) -> int:
-    """Of one forward pass over one sequence: two for each parameter met, and causal attention."""
+def flops_terms(architecture: Architecture) -> tuple[int, int]:
+    """What a forward pass does for each token (two operations for each parameter met), and for each
+    pair of a sequence's tokens (causal attention).
+    """
     shape = architecture.transformer
     heads, width, value, _ = _attention_sizes(shape)
     matrices = active(architecture)
     if not architecture.tied:  # looking up an embedding costs nothing
         matrices -= embedding(architecture)
-    scores = length * length * heads * (width + value) * shape["num_layers"]
-    return 2 * length * matrices + scores
+    return 2 * matrices, heads * (width + value) * shape["num_layers"]
+
+
+def forward_flops(architecture: Architecture, length: int) -> int:
+    """Of one forward pass over one sequence."""
+    linear, square = flops_terms(architecture)
+    return linear * length + square * length * length
 
 
 def cache_bytes(architecture: Architecture, tp: int = 1, item: int = 2) -> int:

@@ -7,8 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spmd_rl.batch.plan import best_fit, make_shard, mask_totals, plan_steps
+from spmd_rl.architecture import read
+from spmd_rl.batch.plan import best_fit, make_shard, mask_totals, plan_batch, plan_steps
+from spmd_rl.planner.shape import flops_terms
 from spmd_rl.types import Batch
+from tests.models import tiny_model
+from tests.trainer.cases import config, placement
 
 CAP = 100
 lengths_of_many = st.lists(st.integers(1, 140), min_size=1, max_size=60)
@@ -60,7 +64,13 @@ def test_order_of_arrival_does_not_cost_a_bin():
 
 
 @settings(deadline=None)
-@given(lengths_of_many, st.integers(1, 4), st.integers(1, 2), st.booleans(), st.integers(1, 3))
+@given(
+    lengths_of_many,
+    st.integers(1, 4),
+    st.integers(1, 2),
+    st.sampled_from([False, True, "flops"]),
+    st.integers(1, 3),
+)
 def test_dynamic_plans(lengths, dp, group, balance, steps):
     lengths = (lengths * dp * steps)[: len(lengths) // (dp * steps) * dp * steps] or [
         1
@@ -70,8 +80,9 @@ def test_dynamic_plans(lengths, dp, group, balance, steps):
         dp,
         global_batch_size=len(lengths) // steps,
         max_tokens=CAP,
-        balance=balance,
+        balance=bool(balance),
         group=group,
+        costs=[50 * n + n * n for n in lengths] if balance == "flops" else None,
     )
     assert len(plans) == steps
     check(plans, lengths, dp, group, CAP)
@@ -174,6 +185,32 @@ def test_balance_in_lockstep():
     rounds = zip(*step.micro_batches, strict=True)
     slowest = sum(max(sum(lengths[i] for i in b) for b in bins) for bins in rounds)
     assert slowest / (sum(lengths) / 64) < 1.01
+
+
+def lockstep(step, loads):
+    """The slowest rank's work of every round, over what equal work would be."""
+    rounds = list(zip(*step.micro_batches, strict=True))
+    slowest = sum(max(sum(loads[i] for i in b) for b in bins) for bins in rounds)
+    return slowest / (sum(loads) / len(step.micro_batches))
+
+
+@pytest.mark.parametrize("cp", [1, 2])
+def test_balancing_operations_keeps_the_limit_and_beats_balancing_tokens(cp):
+    """A configuration as the job reads it; under cp a sample's tokens lie on several ranks."""
+    model = tiny_model("qwen3", hidden=64)
+    lengths = np.clip(np.random.default_rng(0).lognormal(7.5, 1.0, 512), 16, 16000).astype(int)
+    made = batch(lengths.tolist(), [1] * len(lengths))
+    linear, square = flops_terms(read(model))
+    work = [linear * n + square * n * n for n in lengths.tolist()]
+    found = {}
+    for key in ("balance_data", "balance_by_flops"):
+        cfg = config(model, train={"max_tokens_per_gpu": 16384 // cp, key: True})
+        where = placement(8 * cp, cp=cp)
+        cfg.train.global_batch_size = len(lengths)
+        (step,) = plan_batch(made, cfg, where)
+        check([step], lengths.tolist(), 8, cap=16384)
+        found[key] = lockstep(step, work)
+    assert found["balance_by_flops"] < found["balance_data"]
 
 
 def test_other_loads_than_tokens_keep_the_token_limit():
