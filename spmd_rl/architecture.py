@@ -191,14 +191,23 @@ EXPERT_COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")
 
 def read(checkpoint: str | Path) -> Architecture:
     """The architecture of an HF checkpoint directory."""
+    hf = _config(checkpoint)
+    check_trainable(hf)
+    return parse(hf)
+
+
+def read_shape(checkpoint: str | Path) -> Architecture:
+    """As `read`, of weights that may be quantised."""
+    return parse(_config(checkpoint))
+
+
+def _config(checkpoint: str | Path) -> dict[str, Any]:
     path = Path(checkpoint) / "config.json"
     if not path.is_file():
         raise ValueError(
             f"model.hf_checkpoint: {path} does not exist; give a Hugging Face directory"
         )
-    hf = json.loads(path.read_text())
-    check_trainable(hf)
-    return parse(hf)
+    return json.loads(path.read_text())
 
 
 def check_trainable(hf: dict[str, Any]) -> None:
@@ -305,3 +314,35 @@ def contradictions(architecture: Architecture, megatron: dict[str, Any]) -> list
                 f"{value!r}; remove the key"
             )
     return faults
+
+
+def stages(architecture: Architecture, megatron: dict[str, Any], pp: int) -> list[list[bool]]:
+    """For each pipeline stage, its layers: whether each has experts. ValueError where they do not
+    divide.
+    """
+    kinds = list(architecture.expert_layers)
+    first, last = (megatron.get(f"num_layers_in_{end}_pipeline_stage") for end in ("first", "last"))
+    inner = pp - (first is not None) - (last is not None)
+    rest = len(kinds) - (first or 0) - (last or 0)
+    if rest < 0 or (rest % inner if inner else rest):
+        raise ValueError(
+            f"megatron.pipeline_model_parallel_size {pp} does not divide the model's {len(kinds)} "
+            "layers: set megatron.num_layers_in_first_pipeline_stage or "
+            "num_layers_in_last_pipeline_stage, so that the other stages get equally many"
+        )
+    sizes = [rest // inner] * inner if inner else []
+    sizes = ([first] if first is not None else []) + sizes + ([last] if last is not None else [])
+    chunks = megatron.get("virtual_pipeline_model_parallel_size") or 1
+    if chunks > 1 and any(size % chunks for size in sizes):
+        raise ValueError(
+            f"megatron.virtual_pipeline_model_parallel_size {chunks} does not divide the "
+            f"{sizes[0]} layers of a pipeline stage: choose a divisor"
+        )
+    if chunks > 1 and len(set(sizes)) == 1:  # chunk c of stage s is run c x pp + s
+        each = sizes[0] // chunks
+        return [
+            [kind for c in range(chunks) for kind in kinds[(c * pp + s) * each :][:each]]
+            for s in range(pp)
+        ]
+    starts = [sum(sizes[:s]) for s in range(pp)]
+    return [kinds[start : start + size] for start, size in zip(starts, sizes, strict=True)]

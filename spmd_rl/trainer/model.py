@@ -69,6 +69,9 @@ def transformer_config(
         masked_softmax_fusion=False,
         transformer_impl="transformer_engine" if have_te(device) else "local",
         sequence_parallel=sequence_parallel(architecture, megatron, groups.tp_size),
+        # batched, two virtual stages on two ranks silently take each other's tensors
+        overlap_p2p_comm=bool(megatron.get("virtual_pipeline_model_parallel_size")),
+        batch_p2p_comm=not megatron.get("virtual_pipeline_model_parallel_size"),
         moe_grouped_gemm=have_te(device),
         moe_router_dtype="fp32",
         moe_router_load_balancing_type="none",

@@ -5,6 +5,7 @@ rank's, which tests/trainer/test_against_transformers.py compares with transform
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ MODELS = {
     "glm4": dict(),
     "glm4_moe": dict(),
     "deepseek_v3": dict(),
+    "qwen2": dict(layers=4),
 }
 SIZES: dict[int, dict[str, dict[str, int]]] = {
     1: {"one": {}},
@@ -28,16 +30,32 @@ SIZES: dict[int, dict[str, dict[str, int]]] = {
     4: {"tp2_ep2": {"tp": 2, "ep": 2}, "pp2_ep2": {"pp": 2, "ep": 2}},
 }
 UNEVEN = {"num_layers_in_first_pipeline_stage": 2}  # of three
+# Other ways to compute the same, of the model with four layers.
+KEYS: dict[str, dict[str, Any]] = {
+    "uniform": {"recompute_granularity": "full", "recompute_method": "uniform",
+                "recompute_num_layers": 2},
+    "block": {"recompute_granularity": "full", "recompute_method": "block",
+              "recompute_num_layers": 1},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]},
+    "pp2_vpp2": {"virtual_pipeline_model_parallel_size": 2},
+}  # fmt: skip
+SIZES[1] |= {name: {} for name in ("uniform", "block", "selective")}
+SIZES[2] |= {"pp2_vpp2": {"pp": 2}}
 
 
 def layouts(model: str, world: int) -> dict[str, dict[str, int]]:
-    if model == "glm4" and world > 1:  # dense
-        return {name: sizes for name, sizes in SIZES[world].items() if "ep" not in sizes}
-    return SIZES[world]
+    def suits(name: str, sizes: dict[str, int]) -> bool:
+        if model == "qwen2":
+            return name in (*KEYS, "one")
+        return name not in KEYS and not (model == "glm4" and "ep" in sizes)  # that one is dense
+
+    return {name: sizes for name, sizes in SIZES[world].items() if suits(name, sizes)}
 
 
-def keys(sizes: dict[str, int]) -> dict:
+def keys(layout: str, sizes: dict[str, int]) -> dict[str, Any]:
     fixed = {"use_distributed_optimizer": False, "expert_tensor_parallel_size": 1}
+    if layout in KEYS:
+        return fixed | KEYS[layout]
     return fixed | (UNEVEN if "pp" in sizes else {})
 
 
@@ -45,7 +63,7 @@ def rank_families(models: str, folder: str) -> None:
     with Ranks() as ranks:
         for name, path in json.loads(models).items():
             for layout, sizes in layouts(name, ranks.world).items():
-                trainer = ranks.trainer(config(path, megatron=keys(sizes)), **sizes)
+                trainer = ranks.trainer(config(path, megatron=keys(layout, sizes)), **sizes)
                 trainer.save_hf(f"{folder}/{name}-{layout}")
                 metrics = ranks.train(trainer, ragged_batch())
                 ranks.keep(folder, f"{name}-{layout}", (metrics, ranks.gradients(trainer)))
@@ -69,7 +87,7 @@ def bytes_held(trainer) -> tuple[int, int, int, int]:
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("families")
     made = {
-        name: str(tiny_model(name, layers=3, vocab=275, tied=False, **options))
+        name: str(tiny_model(name, **dict(layers=3, vocab=275, tied=False) | options))
         for name, options in MODELS.items()
     }
     for world in SIZES:
@@ -106,7 +124,7 @@ def test_the_planner_foretells_bytes_exactly(results, model, layout):
     folder, made = results
     world, sizes = next((w, named[layout]) for w, named in SIZES.items() if layout in named)
     found = planner.plan(
-        config(made[model], megatron=keys(sizes)),
+        config(made[model], megatron=keys(layout, sizes)),
         placement(world, **sizes),
         architecture.read(made[model]),
         planner.GPUS["h100"],
