@@ -100,6 +100,7 @@ class Worker:
             return {}
         self.trainer.onload()
         stats = self.pusher.push(self.trainer, version)
+        self.trainer.weights_pushed(version)
         self.trainer.offload()
         return stats
 

@@ -40,17 +40,19 @@ def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def objective(
+    policy: Tensor,
     weights: Tensor,
-    loss: Tensor,
     *,
     entropy: Tensor | None = None,
     entropy_coef: float = 0.0,
     kl: Tensor | None = None,
     kl_loss_coef: float = 0.0,
 ) -> Tensor:
-    """Sum of weights * (loss - entropy_coef * entropy + kl_loss_coef * kl), with gradient."""
+    """policy - entropy_coef * mean entropy + kl_loss_coef * mean kl, with gradient; `policy` is a
+    scalar, the means are sums with the weights.
+    """
     if entropy is not None and entropy_coef:
-        loss = loss - entropy_coef * entropy
+        policy = policy - entropy_coef * weighted_sum(weights, entropy)
     if kl is not None and kl_loss_coef:
-        loss = loss + kl_loss_coef * kl
-    return weighted_sum(weights, loss)
+        policy = policy + kl_loss_coef * weighted_sum(weights, kl)
+    return policy

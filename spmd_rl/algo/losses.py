@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spmd_rl.algo.segments import segment_sum
+from spmd_rl.algo.segments import segment_mean, segment_sum
 
 
 class TokenLoss(NamedTuple):
@@ -101,6 +101,23 @@ def cispo(
     weight = ratio.clamp(1 - low, 1 + high)
     loss = -weight * advantage * log_probs
     return TokenLoss(loss, (weight != ratio).float(), log_ratio.detach(), ratio)
+
+
+def opsm(
+    log_ratio: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    sample_ids: Tensor,
+    num_samples: int,
+    delta: float,
+) -> Tensor:
+    """[R] 0 for the tokens with A < 0 of samples whose mean log_ratio over mask=1 tokens is above
+    `delta`, else 1: off-policy sequence masking (DeepSeek-V3.2, 2512.02556). No gradient.
+    """
+    mean = segment_mean(
+        torch.where(mask > 0, log_ratio.detach(), 0.0), mask, sample_ids, num_samples
+    )
+    return 1.0 - ((advantage < 0) & (mean > delta)[sample_ids]).float()
 
 
 def sft_loss(log_probs: Tensor) -> Tensor:

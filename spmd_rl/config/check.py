@@ -7,6 +7,7 @@ in files.py, what needs the number of ranks in layout.py.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 
 from spmd_rl.config.errors import Fault
@@ -23,10 +24,11 @@ def check(cfg: Config) -> Iterator[Fault]:
     yield from _rollout(cfg)
     yield from _evaluation(cfg)
     yield from _names(cfg)
-    if cfg.algo.loss_type == "policy_loss":
+    if cfg.algo.loss_type != "sft_loss":
         yield from _reward(cfg)
         yield from _policy(cfg)
         yield from _correction(cfg)
+    yield from _functions(cfg)
     yield from _optimizer(cfg)
 
 
@@ -205,6 +207,18 @@ def _policy(cfg: Config) -> Iterator[Fault]:
             f"algo.kl_coef {algo.kl_coef} and algo.kl_loss_coef {algo.kl_loss_coef} exclude each "
             "other: set one to 0",
         )
+    if algo.ref_update_interval and not (algo.use_kl_loss or algo.kl_coef):
+        yield Fault(
+            ("algo.ref_update_interval", "algo.use_kl_loss"),
+            "algo.ref_update_interval has no effect without a reference model: set "
+            "algo.use_kl_loss: true, or algo.kl_coef",
+        )
+    if algo.keep_old_actor and algo.use_rollout_logprobs:
+        yield Fault(
+            ("algo.keep_old_actor", "algo.use_rollout_logprobs"),
+            "algo.keep_old_actor and algo.use_rollout_logprobs both say what the old log-probs "
+            "are: set one to false",
+        )
     if algo.kl_loss_coef and not algo.use_kl_loss:
         yield Fault(
             ("algo.kl_loss_coef", "algo.use_kl_loss"),
@@ -225,6 +239,56 @@ def _correction(cfg: Config) -> Iterator[Fault]:
             f"algo.tis_clip_low {algo.tis_clip_low} is above algo.tis_clip {algo.tis_clip}: "
             "lower it",
         )
+    for low, high in (("tis_lower_bound", "tis_upper_bound"), ("rs_lower_bound", "rs_upper_bound")):
+        least, most = getattr(algo, low), getattr(algo, high)
+        if least is not None and most is not None and least > most:
+            yield Fault(
+                (f"algo.{low}", f"algo.{high}"),
+                f"algo.{low} {least} is above algo.{high} {most}: lower it",
+            )
+    if algo.rs_trust_region and algo.rs_tr_threshold is None:
+        yield Fault(
+            ("algo.rs_tr_threshold", "algo.rs_trust_region"),
+            f"algo.rs_trust_region {algo.rs_trust_region} needs algo.rs_tr_threshold: give the "
+            "divergence allowed",
+        )
+    for key in ("rs_veto_threshold", "rs_trust_region"):
+        if getattr(algo, key) is not None and not algo.use_rs:
+            yield Fault(
+                (f"algo.{key}", "algo.use_rs"),
+                f"algo.{key} has no effect: set algo.use_rs: true",
+            )
+    if algo.custom_tis_function_path and not (algo.use_tis or algo.get_mismatch_metrics):
+        yield Fault(
+            ("algo.custom_tis_function_path", "algo.use_tis"),
+            "algo.custom_tis_function_path has no effect: set algo.use_tis: true (or "
+            "algo.get_mismatch_metrics: true, which only reports)",
+        )
+
+
+def _functions(cfg: Config) -> Iterator[Fault]:
+    algo, train = cfg.algo, cfg.train
+    if (algo.loss_type == "custom_loss") != (algo.custom_loss_function_path is not None):
+        yield Fault(
+            ("algo.custom_loss_function_path", "algo.loss_type"),
+            "algo.loss_type custom_loss and algo.custom_loss_function_path belong together: give "
+            "both or neither",
+        )
+    if train.only_train_params_name_list and train.freeze_params_name_list:
+        yield Fault(
+            ("train.only_train_params_name_list", "train.freeze_params_name_list"),
+            "train.only_train_params_name_list and train.freeze_params_name_list exclude each "
+            "other: keep one",
+        )
+    for key in ("only_train_params_name_list", "freeze_params_name_list"):
+        for pattern in getattr(train, key) or []:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                yield Fault(
+                    (f"train.{key}",),
+                    f"train.{key}: '{pattern}' is no regular expression ({error}): correct it",
+                )
 
 
 def _optimizer(cfg: Config) -> Iterator[Fault]:

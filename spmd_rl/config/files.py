@@ -160,7 +160,7 @@ def _data(cfg: Config) -> Iterator[Fault]:
 def _reward(cfg: Config, row: dict[str, Any]) -> Iterator[Fault]:
     """Whether anything says how a sample is rewarded."""
     reward = cfg.reward
-    if cfg.algo.loss_type != "policy_loss" or cfg.debug.debug_train_only:
+    if cfg.algo.loss_type == "sft_loss" or cfg.debug.debug_train_only:
         return
     says = (reward.rm_type, reward.custom_rm_path, cfg.rollout.custom_generate_function_path)
     if not any(says) and "rm_type" not in str(row.get(cfg.data.metadata_key, "")):

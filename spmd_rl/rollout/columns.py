@@ -79,7 +79,7 @@ def _normalised(samples: list[Sample], raw: np.ndarray, algo: AlgoConfig) -> np.
         algo.advantage_estimator,
         rollout_ids=_rollout_ids(samples),
         use_std=not algo.disable_grpo_std_normalization,
-        enabled=algo.loss_type == "policy_loss" and not algo.disable_rewards_normalization,
+        enabled=algo.loss_type != "sft_loss" and not algo.disable_rewards_normalization,
     )
 
 
@@ -102,10 +102,12 @@ def _log_probs(samples: list[Sample], cfg: Config) -> np.ndarray | None:
     lacking = [s.index for s in samples if s.response_length and not s.rollout_log_probs]
     if not lacking:
         return _flat((s.rollout_log_probs for s in samples), np.float32)
-    if cfg.algo.use_tis or cfg.algo.use_rollout_logprobs:
+    needing = ("use_tis", "use_rs", "get_mismatch_metrics", "use_rollout_logprobs")
+    needed = [f"algo.{key}" for key in needing if getattr(cfg.algo, key)]
+    if needed:
         raise ValueError(
-            f"sample {lacking[0]} has no rollout_log_probs, which algo.use_tis and "
-            "algo.use_rollout_logprobs need: record them in the custom generate function"
+            f"sample {lacking[0]} has no rollout_log_probs, which {needed[0]} needs: record them "
+            "in the custom generate function"
         )
     return None
 

@@ -8,6 +8,7 @@ but checkpoints, no control plane.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spmd_rl import architecture
-from spmd_rl.algo.advantages import advantages, whiten, whitening_sums
-from spmd_rl.algo.kl import kl
 from spmd_rl.config.schema import Config
 from spmd_rl.trainer import (
+    advantage,
     checkpoint,
+    correction,
     cpu_compat,
+    freeze,
     loss,
     model,
     optimizer,
@@ -32,7 +34,7 @@ from spmd_rl.trainer import (
 from spmd_rl.trainer.data import Piece, RolloutData
 from spmd_rl.trainer.memory import Memory
 from spmd_rl.trainer.passes import Passes
-from spmd_rl.trainer.reference import Reference
+from spmd_rl.trainer.reference import Pushed, Reference
 from spmd_rl.types import Placement, Shard
 from spmd_rl.weights import export, hf
 from spmd_rl.weights.names import NameMap
@@ -65,7 +67,8 @@ class Trainer:
         self.data: RolloutData | None = None
         self.first_rollout: int | None = None
         self._host_values: list[dict[str, float]] = []
-        self.loss = loss.sft if cfg.algo.loss_type == "sft_loss" else loss.policy
+        self.loss = loss.Loss(cfg)
+        self.pushed = Pushed(self.chunks) if cfg.algo.keep_old_actor else None
 
     def _build(self, num_steps: int) -> None:
         cfg, groups = self.cfg, self.groups
@@ -73,6 +76,7 @@ class Trainer:
         self.chunks = model.build(self.architecture, self.config, self.device)
         parameters = export.named_parameters(self.chunks)
         model.mark_split(parameters, self.names)
+        freeze.apply(parameters, cfg.train, groups)
         hf.load(
             self.start,
             export.named_tensors(self.chunks),
@@ -107,13 +111,16 @@ class Trainer:
         if self.first_rollout is None:
             self.first_rollout = rollout
         with timers.phase("train"):
-            if self.cfg.algo.loss_type == "policy_loss":
+            if self.cfg.algo.loss_type != "sft_loss":
                 self._prepare(data, timers)
             with timers.phase("actor_train"):
                 optimizer.before_steps(self.wrapped)
                 steps = [self._step(data, step) for step in range(data.num_steps)]
                 optimizer.after_steps(self.wrapped)
         metrics = self._metrics(data, steps, timers, rollout)
+        interval = self.cfg.algo.ref_update_interval
+        if self.reference is not None and interval and (rollout + 1) % interval == 0:
+            self.reference.take()
         self.data = None
         return metrics
 
@@ -123,33 +130,27 @@ class Trainer:
         if self.reference is not None:
             with timers.phase("ref_log_probs"), self.reference.swapped_in():
                 data.ref_log_probs = self.passes.log_probs(data)
+        if correction.needs_log_probs(self.cfg, data.num_steps):
+            with timers.phase("log_probs"), self._sampling_weights(data):
+                data.keep_pass(*self.passes.log_probs_and_entropy(data))
+                data.old_log_probs = data.log_probs
         if algo.use_rollout_logprobs:
             data.old_log_probs = data.rollout_log_probs
-        elif data.num_steps > 1 or algo.kl_coef:  # else the current ones are the old ones
-            with timers.phase("log_probs"):
-                data.old_log_probs = data.log_probs = self.passes.log_probs(data)
         if self.groups.last_stage:
-            data.advantages = self._advantages(data)
+            advantage.set_advantages(data, self.cfg, self.groups, self.loss.hooks)
+            if algo.use_tis and algo.tis_batch_normalize:
+                data.mean_weight = correction.mean_weight(self.cfg, data, self.groups)
 
-    def _advantages(self, data: RolloutData) -> Tensor:
-        algo, shaped = self.cfg.algo, None
-        if algo.kl_coef and data.old_log_probs is not None and data.ref_log_probs is not None:
-            shaped = kl(data.old_log_probs, data.ref_log_probs, algo.kl_loss_type)
-        found = advantages(
-            algo.advantage_estimator,
-            data.rewards,
-            data.response_lengths,
-            data.mask,
-            shaped,
-            kl_coef=algo.kl_coef,
-            gamma=algo.gamma,
-        )
-        if not algo.normalize_advantages:
-            return found
-        sums = whitening_sums(found, data.mask)
-        if self.groups.dp_size > 1:
-            dist.all_reduce(sums, group=self.groups.dp)
-        return whiten(found, sums)
+    def _sampling_weights(self, data: RolloutData) -> contextlib.AbstractContextManager[None]:
+        """The model is the one that sampled, as far as `keep_old_actor` says so."""
+        if self.pushed is None:
+            return contextlib.nullcontext()
+        return self.pushed.swapped_in(data.shard.batch.weight_versions, self.groups)
+
+    def weights_pushed(self, version: int) -> None:
+        """The engines have these weights now, under this version."""
+        if self.pushed is not None:
+            self.pushed.keep(version)
 
     def _step(self, data: RolloutData, step: int) -> tuple[dict, dict]:
         """One optimizer step; its metrics on this rank."""
@@ -159,9 +160,8 @@ class Trainer:
 
         def loss_of(logits: Tensor, piece: Piece) -> loss.Outcome:
             now = self.passes.head(logits, piece)
-            if data.old_log_probs is None or self.cfg.algo.use_rollout_logprobs:
-                data.keep_log_probs(piece, now.log_probs)
-            return self.loss(now, piece, data, self.cfg)
+            data.keep_step(piece, now.log_probs, now.entropy)
+            return self.loss(now, piece, data)
 
         sums, maxima = self.passes.step(data.step(step), loss_of)
         rate = self.optimizer.param_groups[0]["lr"]
@@ -237,4 +237,4 @@ def _device(cfg: Config, placement: Placement, rank: int) -> torch.device:
 
 def _needs_reference(cfg: Config) -> bool:
     algo = cfg.algo
-    return algo.loss_type == "policy_loss" and (algo.use_kl_loss or algo.kl_coef != 0)
+    return algo.loss_type != "sft_loss" and (algo.use_kl_loss or algo.kl_coef != 0)

@@ -57,9 +57,15 @@ class RolloutData:
         if batch.rollout_log_probs is not None:
             self.rollout_log_probs = torch.from_numpy(batch.rollout_log_probs).float().to(device)
         self.ref_log_probs: Tensor | None = None
-        self.old_log_probs: Tensor | None = None
-        self.log_probs: Tensor | None = None  # as good as known: for the rollout's metrics
+        self.old_log_probs: Tensor | None = None  # None: those of the step itself
+        self.recomputed = False  # the next two are of the weights that sampled, all of them
+        self.log_probs = torch.zeros_like(self.mask)
+        self.entropy = torch.zeros_like(self.mask)
+        self.known = torch.zeros_like(self.mask, dtype=torch.bool)  # where they are so already
         self.advantages: Tensor = torch.zeros_like(self.mask)
+        self.returns: Tensor | None = None  # None: equal to the advantages
+        self.values: Tensor | None = None  # [R] of the critic, before its update
+        self.mean_weight = 1.0  # tis_batch_normalize divides by it
         self._pieces: dict[tuple[int, ...], Piece] = {}
 
     @property
@@ -81,11 +87,26 @@ class RolloutData:
         """Micro-batches covering every sample, for passes without gradient."""
         return [self._piece(samples) for samples in self.shard.forward]
 
-    def keep_log_probs(self, piece: Piece, log_probs: Tensor) -> None:
-        """Remember log-probs that a step computed anyway."""
-        if self.log_probs is None:
-            self.log_probs = torch.zeros_like(self.mask)
-        self.log_probs[piece.rows] = log_probs.detach()
+    def keep_pass(self, log_probs: Tensor, entropy: Tensor) -> None:
+        """What a pass without gradient found, before any update."""
+        self.log_probs, self.entropy, self.recomputed = log_probs, entropy, True
+        self.known[:] = True
+
+    def keep_step(self, piece: Piece, log_probs: Tensor, entropy: Tensor) -> None:
+        """What a step computed anyway; of use where no pass came before it."""
+        if not self.recomputed:
+            self.log_probs[piece.rows] = log_probs.detach()
+            self.entropy[piece.rows] = entropy.detach()
+            self.known[piece.rows] = piece.step == 0
+
+    def lengths_of(self, piece: Piece) -> tuple[list[int], list[int]]:
+        """Total and response lengths of a piece's samples."""
+        batch, samples = self.shard.batch, piece.micro_batch.samples
+        return batch.total_lengths[samples].tolist(), batch.response_lengths[samples].tolist()
+
+    def denominator(self, piece: Piece, per_token: bool) -> int:
+        """What sums over the samples of the piece's step are divided by."""
+        return (self.shard.num_tokens if per_token else self.shard.num_rollouts)[piece.step]
 
     def _piece(self, samples: list[int]) -> Piece:
         key = tuple(samples)

@@ -30,19 +30,24 @@ class Passes:
         self.chunks, self.groups, self.head = chunks, groups, head
         self.run = get_forward_backward_func()
 
-    @torch.no_grad()
     def log_probs(self, data: RolloutData) -> Tensor:
         """[R] log-probs of the shard's response tokens (zeros on stages before the last)."""
+        return self.log_probs_and_entropy(data)[0]
+
+    @torch.no_grad()
+    def log_probs_and_entropy(self, data: RolloutData) -> tuple[Tensor, Tensor]:
+        """[R] each, of the shard's response tokens (zeros on stages before the last)."""
 
         def keep(logits: Tensor, piece: Piece, non_loss_data: bool = True):
-            return piece.rows, self.head(logits, piece).log_probs
+            now = self.head(logits, piece)
+            return piece.rows, now.log_probs, now.entropy
 
         pieces = data.forward_only()
         results = self._schedule(pieces, keep, forward_only=True, collect_non_loss_data=True)
-        flat = torch.zeros_like(data.mask)
-        for rows, values in results:
-            flat[rows] = values
-        return flat
+        log_probs, entropy = torch.zeros_like(data.mask), torch.zeros_like(data.mask)
+        for rows, *values in results:
+            log_probs[rows], entropy[rows] = values
+        return log_probs, entropy
 
     def step(self, pieces: list[Piece], loss: LossFunction) -> tuple[dict, dict]:
         """Gradients of the sum of all micro-batches' losses; (sums, maxima) of their metrics."""

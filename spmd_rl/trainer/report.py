@@ -103,7 +103,7 @@ def _columns(data: RolloutData) -> dict[str, Tensor]:
     totals = segment_sum(data.mask, ids, count).clamp_min(1)
     weights = (data.mask / totals[ids]).double()
     per_token = {
-        "log_probs": data.log_probs,
+        "log_probs": data.log_probs if data.known.any() else None,
         "ref_log_probs": data.ref_log_probs,
         "rollout_log_probs": data.rollout_log_probs,
         "advantages": data.advantages,

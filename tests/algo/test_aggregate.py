@@ -44,8 +44,8 @@ def test_a_masked_infinity_does_not_spread():
 def test_objective_signs():
     weights = torch.tensor([0.5, 0.5])
     value = objective(
+        torch.tensor(1.5),
         weights,
-        torch.tensor([1.0, 2.0]),
         entropy=torch.tensor([2.0, 2.0]),
         entropy_coef=0.1,
         kl=torch.tensor([1.0, 3.0]),

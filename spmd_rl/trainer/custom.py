@@ -1,0 +1,187 @@
+"""The user's functions of a loss, with slime's signatures: lists of one tensor a sample.
+
+In: flat tensors of a micro-batch (or of the rank's whole rollout); they are split by sample for the
+function and joined again. Responses are whole on every context-parallel rank, so a function need
+not know how samples are split. A fault names the key and what the function gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from spmd_rl import hooks as functions
+from spmd_rl.algo.aggregate import weighted_sum
+from spmd_rl.config.schema import AlgoConfig, Config
+from spmd_rl.trainer.data import Piece, RolloutData
+
+if TYPE_CHECKING:
+    from spmd_rl.trainer.loss import LogProbs
+
+
+class Hooks:
+    """The functions that the configuration names; None where it names none."""
+
+    def __init__(self, algo: AlgoConfig):
+        self.advantage = functions.optional(algo.custom_advantage_function_path)
+        self.loss = functions.optional(algo.custom_loss_function_path)
+        self.reducer = functions.optional(algo.custom_pg_loss_reducer_function_path)
+        self.tis = functions.optional(algo.custom_tis_function_path)
+
+
+def correction(
+    hooks: Hooks,
+    cfg: Config,
+    loss: Tensor,
+    trained: Tensor,
+    sampled: Tensor,
+    piece: Piece,
+    data: RolloutData,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """`custom_tis_function_path`: (token losses [r], mask [r], metrics [r])."""
+    totals, lengths = data.lengths_of(piece)
+    key = "algo.custom_tis_function_path"
+    assert hooks.tis is not None
+    given = hooks.tis(
+        args=cfg,
+        pg_loss=loss,
+        train_log_probs=list(trained.split(lengths)),
+        rollout_log_probs=list(sampled.split(lengths)),
+        loss_masks=list(data.mask[piece.rows].split(lengths)),
+        total_lengths=totals,
+        response_lengths=lengths,
+    )
+    if not isinstance(given, tuple) or len(given) != 3:
+        raise ValueError(f"{key} returned {_kind(given)}: return (pg_loss, loss_masks, metrics)")
+    corrected, masks, metrics = given
+    corrected = _checked(corrected, len(loss), f"{key}: pg_loss")
+    if not cfg.algo.use_tis:  # get_mismatch_metrics alone only looks
+        return loss, data.mask[piece.rows], _flat(metrics, len(loss), key)
+    mask = _joined(masks, lengths, f"{key}: loss_masks")
+    return corrected, mask.to(loss.dtype), _flat(metrics, len(loss), key)
+
+
+def reduced(
+    hooks: Hooks, cfg: Config, loss: Tensor, kept: Tensor, piece: Piece, data: RolloutData
+) -> Tensor:
+    """`custom_pg_loss_reducer_function_path`: this micro-batch's part of the step's policy loss."""
+    per_token = cfg.algo.calculate_per_token_loss
+    totals, lengths = data.lengths_of(piece)
+    assert hooks.reducer is not None
+    given: dict[str, Any] = {"args": cfg} if functions.accepts(hooks.reducer, "args") else {}
+    reduce: Any = hooks.reducer(totals, lengths, list(kept.split(lengths)), per_token, **given)
+    if not callable(reduce):
+        raise ValueError(
+            f"algo.custom_pg_loss_reducer_function_path returned {_kind(reduce)}: return a "
+            "function of the token losses"
+        )
+    return reduce(loss) / data.denominator(piece, per_token)
+
+
+def loss(
+    hooks: Hooks, cfg: Config, now: LogProbs, piece: Piece, data: RolloutData
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`custom_loss_function_path`: the step's share of the loss, and of its metrics."""
+    rows, per_token = piece.rows, cfg.algo.calculate_per_token_loss
+    totals, lengths = data.lengths_of(piece)
+    divisor = data.denominator(piece, per_token)
+    weights = data.weights[rows] * divisor
+
+    def sum_of_sample_mean(values: Tensor) -> Tensor:
+        return weighted_sum(weights, values)
+
+    current = now.log_probs
+    old = current.detach() if data.old_log_probs is None else data.old_log_probs[rows]
+    columns = {
+        "current_log_probs": current,
+        "entropy": now.entropy,
+        "log_probs": old,
+        "ref_log_probs": None if data.ref_log_probs is None else data.ref_log_probs[rows],
+        "rollout_log_probs": (
+            None if data.rollout_log_probs is None else data.rollout_log_probs[rows]
+        ),
+        "advantages": data.advantages[rows],
+        "returns": (data.advantages if data.returns is None else data.returns)[rows],
+        "loss_masks": data.mask[rows],
+    }
+    batch: dict[str, Any] = {
+        name: list(values.split(lengths)) for name, values in columns.items() if values is not None
+    }
+    batch |= _samples(data, piece.micro_batch.samples)
+    assert hooks.loss is not None
+    given = hooks.loss(cfg, batch, now.logits, sum_of_sample_mean)
+    if not isinstance(given, tuple) or len(given) != 2 or not isinstance(given[0], Tensor):
+        raise ValueError(
+            f"algo.custom_loss_function_path returned {_kind(given)}: return (loss, metrics)"
+        )
+    value, metrics = given
+    value = value / divisor + 0.0 * current.sum()  # backward runs on every rank
+    sums = {name: torch.as_tensor(v).detach().double() / divisor for name, v in metrics.items()}
+    return value, sums
+
+
+def advantages(hooks: Hooks, cfg: Config, data: RolloutData, kl: Tensor) -> tuple[Tensor, Tensor]:
+    """`custom_advantage_function_path`: (advantages [R], returns [R]) of this rank's samples."""
+    lengths = data.response_lengths.tolist()
+    columns = {
+        "log_probs": data.log_probs,
+        "ref_log_probs": data.ref_log_probs,
+        "rollout_log_probs": data.rollout_log_probs,
+        "values": data.values,
+        "loss_masks": data.mask,
+        "kl": kl,
+    }
+    rollout: dict[str, Any] = {
+        name: list(values.split(lengths)) for name, values in columns.items() if values is not None
+    }
+    rollout |= _samples(data, list(range(len(lengths))))
+    assert hooks.advantage is not None
+    hooks.advantage(cfg, rollout)
+    key = "algo.custom_advantage_function_path"
+    if "advantages" not in rollout:
+        raise ValueError(f"{key} set no rollout_data['advantages']: set one tensor a sample")
+    found = _joined(rollout["advantages"], lengths, f"{key}: advantages")
+    returns = _joined(rollout.get("returns", rollout["advantages"]), lengths, f"{key}: returns")
+    return found.detach().float(), returns.detach().float()
+
+
+def _samples(data: RolloutData, samples: list[int]) -> dict[str, Any]:
+    """What belongs to samples: lists of numbers, and the tokens of each."""
+    batch = data.shard.batch
+    ends = batch.total_lengths.cumsum()
+    starts = ends - batch.total_lengths
+    tokens = [torch.from_numpy(batch.tokens[starts[i] : ends[i]]).long() for i in samples]
+    return {
+        "unconcat_tokens": [t.to(data.device) for t in tokens],
+        "rewards": batch.rewards[samples].tolist(),
+        "raw_reward": batch.raw_rewards[samples].tolist(),
+        "rollout_ids": batch.rollout_ids[samples].tolist(),
+        "total_lengths": batch.total_lengths[samples].tolist(),
+        "response_lengths": batch.response_lengths[samples].tolist(),
+    }
+
+
+def _joined(parts: Sequence[Tensor], lengths: list[int], what: str) -> Tensor:
+    sizes = [len(part) for part in parts]
+    if sizes != lengths:
+        raise ValueError(
+            f"{what} have {sizes[:8]} entries, the responses {lengths[:8]}: match them"
+        )
+    return torch.cat([*parts, torch.empty(0, device=parts[0].device if parts else None)])
+
+
+def _checked(values: Any, size: int, what: str) -> Tensor:
+    if not isinstance(values, Tensor) or values.shape != (size,):
+        raise ValueError(f"{what} must be a tensor of {size} token losses, not {_kind(values)}")
+    return values
+
+
+def _flat(metrics: dict[str, Tensor], size: int, key: str) -> dict[str, Tensor]:
+    return {name: _checked(v, size, f"{key}: metric {name}") for name, v in metrics.items()}
+
+
+def _kind(value: Any) -> str:
+    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
