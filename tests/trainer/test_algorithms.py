@@ -39,6 +39,33 @@ CASES: dict[str, dict] = {
         "kl_loss_coef": 0.1,
     },
     "sft": {"loss_type": "sft_loss"},
+    "keep_old_actor": {"keep_old_actor": True},
+}
+USER = "tests.trainer.user_losses"
+USER_CASES: dict[str, dict] = {
+    "advantage": {"custom_advantage_function_path": f"{USER}:advantage"},
+    "loss": {
+        "loss_type": "custom_loss",
+        "custom_loss_function_path": f"{USER}.plain_gradient",
+    },
+    "reducer": {"custom_pg_loss_reducer_function_path": f"{USER}:mean_reducer"},
+    "tis": {"use_tis": True, "custom_tis_function_path": f"{USER}.halving_tis"},
+    "tis_metrics": {
+        "get_mismatch_metrics": True,
+        "custom_tis_function_path": f"{USER}.halving_tis",
+    },
+    "metrics": {"get_mismatch_metrics": True},
+    "nothing": {},
+}
+WRONG: dict[str, dict] = {
+    "no_advantage": {"custom_advantage_function_path": f"{USER}:no_advantage"},
+    "short_advantage": {"custom_advantage_function_path": f"{USER}:short_advantage"},
+    "scalar_loss": {
+        "loss_type": "custom_loss",
+        "custom_loss_function_path": f"{USER}:scalar_loss",
+    },
+    "wrong_tis": {"use_tis": True, "custom_tis_function_path": f"{USER}:wrong_tis"},
+    "frozen": {},
 }
 
 
@@ -78,6 +105,8 @@ def rank_algorithms(model: str, folder: str) -> None:
             metrics = [ranks.train(trainer, batch_of(ranks, trainer), k) for k in (0, 1)]
             ranks.keep(folder, name, metrics)
         rank_odd_cases(ranks, model, folder)
+        rank_user_cases(ranks, model, folder)
+        rank_other_weights(ranks, model, folder)
 
 
 def rank_odd_cases(ranks: Ranks, model: str, folder: str) -> None:
@@ -92,6 +121,47 @@ def rank_odd_cases(ranks: Ranks, model: str, folder: str) -> None:
         ranks.keep(folder, "gate", traceback.format_exc())
 
 
+def rank_user_cases(ranks: Ranks, model: str, folder: str) -> None:
+    """One trainer and one step for each function; what wrong ones are told."""
+    from spmd_rl.trainer.loss import Loss
+
+    one_step = TWO_STEPS | {"global_batch_size": 12, "lr": 0.0}
+    trainer = ranks.trainer(config(model, train=one_step))
+    for name, algo in (USER_CASES | WRONG).items():
+        train = dict(one_step)
+        if name == "frozen":
+            train["freeze_params_name_list"] = ["no_such_layer"]
+        trainer.cfg = config(model, algo=algo, train=train)
+        try:
+            if name == "frozen":
+                ranks.trainer(trainer.cfg)
+            trainer.loss = Loss(trainer.cfg)
+            ranks.keep(folder, f"user_{name}", ranks.train(trainer, ragged_batch(siblings=False)))
+        except ValueError as error:
+            ranks.keep(folder, f"user_{name}", str(error))
+
+
+def rank_other_weights(ranks: Ranks, model: str, folder: str) -> None:
+    """A reference that follows, an old actor two updates behind, and frozen parameters."""
+    algo = {"use_kl_loss": True, "ref_update_interval": 2, "keep_old_actor": True}
+    train = TWO_STEPS | {"global_batch_size": 12, "lr": 3e-3,
+                         "freeze_params_name_list": ["embedding", r"layers\.0\."]}  # fmt: skip
+    trainer = ranks.trainer(config(model, algo=algo, train=train))
+    start = {name: value.clone() for name, value in trainer.hf_tensors()}
+    found = []
+    for rollout in range(4):
+        if rollout != 2:  # version 2 never reached the engines
+            trainer.weights_pushed(rollout)
+        batch = batch_of(ranks, trainer)
+        version = {0: 0, 1: 1, 2: 1, 3: 3}[rollout]
+        versions = torch.full((len(batch.loss_mask),), version, dtype=torch.int32).numpy()
+        batch = dataclasses.replace(batch, weight_versions=versions)
+        found.append(ranks.train(trainer, batch, rollout))
+    end = {name: value.clone() for name, value in trainer.hf_tensors()}
+    moved = {name: not torch.equal(value, start[name]) for name, value in end.items()}
+    ranks.keep(folder, "other_weights", (found, moved))
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("algorithms")
@@ -101,6 +171,88 @@ def results(tmp_path_factory):
 
 
 POLICIES = [name for name in CASES if name not in ("sft", "grpo_one_step")]
+
+
+def test_an_advantage_function(results):
+    half, whole = results["user_advantage"], results["user_nothing"]
+    assert half["rollout/advantages"] == pytest.approx(whole["rollout/advantages"] / 2)
+    assert half["train/loss"] == pytest.approx([whole["train/loss"][0] / 2])
+
+
+def test_a_loss_function(results):
+    own, built_in = results["user_loss"], results["user_nothing"]
+    assert own["train/loss"] == own["train/loss_again"] != built_in["train/loss"]
+    # -logp * A has the gradient of the first step's -ratio * A
+    assert own["train/grad_norm"] == pytest.approx(built_in["train/grad_norm"], rel=1e-5)
+    assert own["train/entropy"] == pytest.approx(built_in["train/entropy_loss"], rel=1e-6)
+
+
+def test_a_reducer_of_four_arguments(results):
+    for name in ("loss", "grad_norm", "pg_loss"):
+        want = results["user_nothing"][f"train/{name}"]
+        assert results["user_reducer"][f"train/{name}"] == pytest.approx(want, rel=1e-5)
+
+
+def test_a_correction_function_weighs_rejects_and_reports(results):
+    found, plain = results["user_tis"], results["user_nothing"]
+    assert found["train/my_gap"][0] != 0
+    # ratio and advantage are the same at every token: of n // 2 tokens half remains
+    batch = ragged_batch(siblings=False)
+    starts = batch.response_lengths.cumsum() - batch.response_lengths
+    want = 0.0
+    for start, size, reward in zip(starts, batch.response_lengths, batch.rewards, strict=True):
+        mask = batch.loss_mask[start : start + size]
+        want -= 0.5 * reward * mask[: size // 2].sum() / max(mask.sum(), 1) / 12
+    assert found["train/pg_loss"][0] == pytest.approx(want, rel=1e-5)
+    assert found["train/entropy_loss"][0] < plain["train/entropy_loss"][0]
+    only_looks = results["user_tis_metrics"]
+    assert only_looks["train/loss"] == plain["train/loss"]
+    assert only_looks["train/my_gap"] == found["train/my_gap"]
+
+
+def test_mismatch_metrics_change_nothing(results):
+    found, plain = results["user_metrics"], results["user_nothing"]
+    assert found["train/loss"] == plain["train/loss"]
+    for name in ("tis", "ois", "mis_log_ppl_diff", "mis_chi2_seq", "mis_rollout_log_ppl"):
+        assert f"train/{name}" in found and f"train/{name}" not in plain
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("no_advantage", "custom_advantage_function_path set no rollout_data"),
+        ("short_advantage", "custom_advantage_function_path: advantages have [1, 1"),
+        ("scalar_loss", "custom_loss_function_path returned float: return (loss, metrics)"),
+        ("wrong_tis", "custom_tis_function_path returned a tensor"),
+        ("frozen", "train.freeze_params_name_list: 'no_such_layer' is found in no parameter"),
+    ],
+)
+def test_a_wrong_function_or_pattern_is_told_so(results, name, words):
+    assert words in results[f"user_{name}"]
+
+
+def test_the_old_actor_is_the_one_that_sampled(results):
+    """As long as every version is pushed it is the present one, bit for bit; else an older one."""
+    names = ("loss", "grad_norm", "ppo_kl")
+    for kept, plain in zip(results["keep_old_actor"], results["grpo"], strict=True):
+        assert all(kept[f"train/{name}"] == plain[f"train/{name}"] for name in names)
+    found, _ = results["other_weights"]
+    drift = [metrics["train/ppo_kl"][0] for metrics in found]
+    assert [abs(value) > 1e-6 for value in drift] == [False, False, True, False]
+
+
+def test_the_reference_follows(results):
+    """Every second rollout it becomes the policy: the KL of the next rollout begins at 0."""
+    found, _ = results["other_weights"]
+    kl = [metrics["train/kl_loss"][0] for metrics in found]
+    assert [value == 0 for value in kl] == [True, False, True, False]
+
+
+def test_frozen_parameters_keep_their_bits(results):
+    _, moved = results["other_weights"]
+    frozen = [name for name in moved if "embed_tokens" in name or "layers.0." in name]
+    assert len(frozen) > 5 and not any(moved[name] for name in frozen)
+    assert all(moved[name] for name in moved if name not in frozen)
 
 
 @pytest.mark.parametrize("name", POLICIES)
