@@ -78,7 +78,8 @@ def reduced(
             f"algo.custom_pg_loss_reducer_function_path returned {_kind(reduce)}: return a "
             "function of the token losses"
         )
-    return reduce(loss) / data.denominator(piece, per_token)
+    value: Any = reduce(loss)
+    return value / data.denominator(piece, per_token)
 
 
 def loss(
