@@ -16,7 +16,7 @@ from typing import NoReturn
 from spmd_rl import checkpoint, control, train
 from spmd_rl.checkpoint import State
 from spmd_rl.cli import Args
-from spmd_rl.config import Config, dump
+from spmd_rl.config import Config, deterministic, dump
 from spmd_rl.layout import describe, needs_engines
 from spmd_rl.metrics import steps_per_rollout
 from spmd_rl.rollout.collector import Collector
@@ -37,6 +37,7 @@ def main(args: Args) -> NoReturn:
     cfg, placement = args.cfg, args.placement
     run_dir = Path(cfg.logging.run_dir) / str(cfg.logging.name)
     run_dir.mkdir(parents=True, exist_ok=True)
+    os.environ.update(deterministic.environment(cfg))  # before CUDA is first used
     job = control.join()
     control.log_to(run_dir, job)
     job.start_watching(cfg.placement.heartbeat_timeout, run_dir)

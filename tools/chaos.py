@@ -12,8 +12,6 @@ and nothing of the job is left on the machine. Everything is written below `--fo
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import random
 import shutil
@@ -24,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compare_runs import compare, outcome
 from watched import KINDS, ROOT, Run
 
 LIVES_ON = ("engine", "router")  # the loop goes on in the same process
@@ -100,29 +99,6 @@ def phase_of(status: dict[str, Any]) -> str:
     )
 
 
-def outcome(run_dir: Path) -> dict[str, Any]:
-    """What must be equal: hashes of weights and of sampled tokens, metrics that are no timings."""
-    import torch
-
-    def digest(data: bytes) -> str:
-        return hashlib.sha256(data).hexdigest()[:16]
-
-    found: dict[str, Any] = {}
-    for path in sorted((run_dir / "hf").glob("*.safetensors")):
-        found[f"weights {path.name}"] = digest(path.read_bytes())
-    for path in sorted((run_dir / "rollouts").glob("*.pt")):
-        content = torch.load(path, weights_only=True)
-        found[f"samples {path.stem}"] = digest(repr(content).encode())
-    for number, line in enumerate((run_dir / "metrics.jsonl").read_text().splitlines()):
-        values = json.loads(line)
-        found[f"metrics line {number}"] = {
-            name: value
-            for name, value in values.items()
-            if name != "time" and not name.startswith("perf/")
-        }
-    return found
-
-
 def prepare(options: argparse.Namespace) -> None:
     """The quickstart's data, and its model after a short supervised stage: rewards must vary."""
     if not (ROOT / "runs/data/arithmetic/train.jsonl").exists():
@@ -147,21 +123,6 @@ def prepare(options: argparse.Namespace) -> None:
         with open(options.folder / "sft.log", "wb") as log:
             env = os.environ | {"OMP_NUM_THREADS": "1"}
             subprocess.run(argv, cwd=ROOT, env=env, check=True, stdout=log, stderr=log)
-
-
-def compare(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """What differs, in words."""
-    words = [f"{name} is missing" for name in expected.keys() - found.keys()]
-    words += [f"{name} is too many" for name in found.keys() - expected.keys()]
-    for name in expected.keys() & found.keys():
-        if found[name] != expected[name]:
-            detail = ""
-            if isinstance(found[name], dict):
-                both = found[name].keys() | expected[name].keys()
-                wrong = sorted(k for k in both if found[name].get(k) != expected[name].get(k))
-                detail = f" in {', '.join(wrong[:4])}"
-            words.append(f"{name} differs{detail}")
-    return sorted(words)
 
 
 def rounds(options: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Iterator
 
+from spmd_rl.config import deterministic
 from spmd_rl.config.errors import Fault
 from spmd_rl.config.schema import Config
 
@@ -24,6 +25,7 @@ def check(cfg: Config) -> Iterator[Fault]:
     yield from _rollout(cfg)
     yield from _evaluation(cfg)
     yield from _names(cfg)
+    yield from deterministic.check(cfg)
     if cfg.algo.loss_type != "sft_loss":
         yield from _reward(cfg)
         yield from _policy(cfg)

@@ -77,6 +77,9 @@ def fill(cfg: Config, name: str) -> None:
         cfg.logging.name = name
     if not cfg.megatron.get("fp16"):
         cfg.megatron.setdefault("bf16", place.device == "cuda")
+    if train.deterministic:
+        cfg.megatron.setdefault("deterministic_mode", True)
+        cfg.sglang.setdefault("enable_deterministic_inference", True)
     produced = rollout.rollout_batch_size * rollout.n_samples_per_prompt
     if rollout.num_steps_per_rollout is None:
         size = train.global_batch_size or produced

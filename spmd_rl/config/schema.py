@@ -211,6 +211,8 @@ class TrainConfig(Section):
     # tokens whose logits are upcast at once; -1: as many as 256 MiB hold
     log_probs_chunk_size: int = -1
     seed: int = 1234  # of the trainer's random numbers and the engines
+    # the same bits in every run, on GPUs too: deterministic kernels, NCCL rings, engines; slower
+    deterministic: bool = False
     lr: float = Field(default=1e-6, ge=0)  # learning rate
     clip_grad: float = Field(default=1.0, ge=0)  # largest gradient norm; 0: no limit
     # regular expressions: only parameters whose Megatron name one of them is found in learn

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from spmd_rl.config import Config
+from spmd_rl.config import Config, deterministic
 from spmd_rl.layout import has_nvidia_driver
 from spmd_rl.types import EngineSpec
 
@@ -64,6 +64,8 @@ def server_args(
             "base_gpu_id": spec.base_gpu_id,
             "enable_memory_saver": bool(cfg.placement.offload_rollout),
         }
+        if cfg.train.deterministic:
+            defaults["attention_backend"] = "flashinfer"
     merged = ours | defaults | cfg.sglang
     return {name: value for name, value in merged.items() if value is not None}
 
@@ -111,7 +113,7 @@ def model_path(cfg: Config) -> str:
 def environment(cfg: Config) -> dict[str, str]:
     """What an engine process needs in its environment beyond the cleaned one of its parent."""
     package_root = str(Path(__file__).resolve().parents[2])
-    common = {
+    common = deterministic.environment(cfg) | {
         "PYTHONPATH": os.pathsep.join([package_root, *filter(None, [os.getenv("PYTHONPATH")])]),
         "PYTHONSAFEPATH": "1",  # a file in the working directory must not replace a module
         "PYTHONUNBUFFERED": "1",

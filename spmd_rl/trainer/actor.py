@@ -54,6 +54,8 @@ class Trainer:
         self.cfg, self.placement, self.rank = cfg, placement, rank
         self.device = device or _device(cfg, placement, rank)
         cpu_compat.enable(self.device)
+        if cfg.train.deterministic:
+            torch.use_deterministic_algorithms(True)
         self.groups = parallel.initialise(placement, cfg.megatron, cfg.train.seed)
         self.memory = Memory(self.device, bool(cfg.placement.offload_train))
         self.start = cfg.model.ref_load or cfg.model.hf_checkpoint
