@@ -1,4 +1,4 @@
-"""Families beyond the Llama layout in a real engine: pushed weights give transformers' log-probs."""
+"""Families beyond Llama in a real engine: pushed weights give transformers' log-probs."""
 
 from __future__ import annotations
 
