@@ -58,6 +58,9 @@ class RunLog:
         values["perf/step_time"] = time.monotonic() - (self.began or time.monotonic())
         self.began, self.times = None, {}
         values |= {**collected.metrics, **stats}
+        alarm = values.pop("alarm", None)
+        if alarm:
+            self.say(f"rollout {rollout}: {alarm}")
         self.metrics.log(rollout, values)
         self.progress.rollout(rollout, values)
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spmd_rl import architecture
+from spmd_rl.algo.mismatch import Watch
 from spmd_rl.config.schema import Config
 from spmd_rl.trainer import (
     advantage,
@@ -26,6 +27,7 @@ from spmd_rl.trainer import (
     cpu_compat,
     freeze,
     loss,
+    mismatch,
     model,
     optimizer,
     parallel,
@@ -38,6 +40,8 @@ from spmd_rl.trainer.reference import Pushed, Reference
 from spmd_rl.types import Placement, Shard
 from spmd_rl.weights import export, hf
 from spmd_rl.weights.names import NameMap
+
+REFERENCE = "reference"  # in a checkpoint: the reference model, where it moves
 
 
 class Trainer:
@@ -71,6 +75,8 @@ class Trainer:
         self._host_values: list[dict[str, float]] = []
         self.loss = loss.Loss(cfg)
         self.pushed = Pushed(self.chunks) if cfg.algo.keep_old_actor else None
+        self.version: int | None = None  # of the last push
+        self.watch = Watch(str(self.config.params_dtype).removeprefix("torch."))
 
     def _build(self, num_steps: int) -> None:
         cfg, groups = self.cfg, self.groups
@@ -151,6 +157,7 @@ class Trainer:
 
     def weights_pushed(self, version: int) -> None:
         """The engines have these weights now, under this version."""
+        self.version = version
         if self.pushed is not None:
             self.pushed.keep(version)
 
@@ -180,6 +187,9 @@ class Trainer:
         metrics: dict[str, Any] = {}
         if self.groups.last_stage:
             metrics = report.collect(data, steps, self.groups)
+            if self.cfg.algo.loss_type != "sft_loss":
+                temperature = self.cfg.rollout.rollout_temperature
+                metrics |= mismatch.report(data, self.watch, self.groups, self.version, temperature)
         if self.groups.pp_size > 1:
             box = [metrics]
             last = dist.get_process_group_ranks(self.groups.pp)[-1]
@@ -213,12 +223,21 @@ class Trainer:
         """Weights, optimizer (unless checkpoint.no_save_optim), schedule, random state."""
         kept = None if self.cfg.checkpoint.no_save_optim else self.optimizer
         checkpoint.save(directory, self.chunks, kept, self.schedule, self.groups)
+        if self.reference is not None and self.cfg.algo.ref_update_interval:
+            with self.reference.swapped_in():
+                path = Path(directory) / REFERENCE
+                checkpoint.save(path, self.chunks, None, self.schedule, self.groups)
 
     def load_checkpoint(self, directory: str | Path) -> None:
         kept = None if self.cfg.checkpoint.no_save_optim else self.optimizer
         checkpoint.load(directory, self.chunks, kept, self.schedule, self.groups)
         if kept is None:
             self.optimizer.reload_model_params()
+        moved = Path(directory) / REFERENCE
+        if self.reference is not None and moved.is_dir():
+            with self.reference.swapped_in():
+                checkpoint.load(moved, self.chunks, None, self.schedule, self.groups)
+                self.reference.take()
 
     def offload(self) -> None:
         """Give device memory back while engines generate."""

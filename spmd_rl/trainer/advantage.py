@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from spmd_rl.algo.advantages import advantages, gae, whiten, whitening_sums
+from spmd_rl.algo.advantages import advantages, whiten, whitening_sums
 from spmd_rl.algo.kl import kl
 from spmd_rl.config.schema import Config
 from spmd_rl.trainer import custom
@@ -23,16 +23,6 @@ def set_advantages(data: RolloutData, cfg: Config, groups: Groups, hooks: custom
     algo, divergence = cfg.algo, _divergence(data, cfg)
     if hooks.advantage is not None:
         found, data.returns = custom.advantages(hooks, cfg, data, divergence)
-    elif algo.advantage_estimator == "ppo":
-        assert data.values is not None
-        found, data.returns = gae(
-            data.rewards,
-            data.values,
-            data.response_lengths,
-            -algo.kl_coef * divergence,
-            gamma=algo.gamma,
-            lam=algo.lambd,
-        )
     else:
         found = advantages(
             algo.advantage_estimator,

@@ -131,7 +131,6 @@ def advantages(hooks: Hooks, cfg: Config, data: RolloutData, kl: Tensor) -> tupl
         "log_probs": data.log_probs,
         "ref_log_probs": data.ref_log_probs,
         "rollout_log_probs": data.rollout_log_probs,
-        "values": data.values,
         "loss_masks": data.mask,
         "kl": kl,
     }

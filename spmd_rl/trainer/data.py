@@ -64,7 +64,6 @@ class RolloutData:
         self.known = torch.zeros_like(self.mask, dtype=torch.bool)  # where they are so already
         self.advantages: Tensor = torch.zeros_like(self.mask)
         self.returns: Tensor | None = None  # None: equal to the advantages
-        self.values: Tensor | None = None  # [R] of the critic, before its update
         self.mean_weight = 1.0  # tis_batch_normalize divides by it
         self._pieces: dict[tuple[int, ...], Piece] = {}
 
