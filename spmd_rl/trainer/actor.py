@@ -41,8 +41,6 @@ from spmd_rl.types import Placement, Shard
 from spmd_rl.weights import export, hf
 from spmd_rl.weights.names import NameMap
 
-REFERENCE = "reference"  # in a checkpoint: the reference model, where it moves
-
 
 class Trainer:
     """Built once torch.distributed is initialised over the train ranks only."""
@@ -223,21 +221,12 @@ class Trainer:
         """Weights, optimizer (unless checkpoint.no_save_optim), schedule, random state."""
         kept = None if self.cfg.checkpoint.no_save_optim else self.optimizer
         checkpoint.save(directory, self.chunks, kept, self.schedule, self.groups)
-        if self.reference is not None and self.cfg.algo.ref_update_interval:
-            with self.reference.swapped_in():
-                path = Path(directory) / REFERENCE
-                checkpoint.save(path, self.chunks, None, self.schedule, self.groups)
 
     def load_checkpoint(self, directory: str | Path) -> None:
         kept = None if self.cfg.checkpoint.no_save_optim else self.optimizer
         checkpoint.load(directory, self.chunks, kept, self.schedule, self.groups)
         if kept is None:
             self.optimizer.reload_model_params()
-        moved = Path(directory) / REFERENCE
-        if self.reference is not None and moved.is_dir():
-            with self.reference.swapped_in():
-                checkpoint.load(moved, self.chunks, None, self.schedule, self.groups)
-                self.reference.take()
 
     def offload(self) -> None:
         """Give device memory back while engines generate."""
