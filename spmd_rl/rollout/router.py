@@ -12,7 +12,6 @@ import socket
 import sys
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from spmd_rl.config import Config
 from spmd_rl.control import Child, spawn
@@ -35,7 +34,8 @@ class Router:
         if len(urls) == 1:
             self.url = urls[0]
             return
-        host = host or cfg.placement.host_ip or str(urlsplit(urls[0]).hostname)
+        # Only this machine's collector asks it; the first engine may be on another one.
+        host = host or cfg.placement.host_ip or "127.0.0.1"
         ports = Ports(host)
         port, metrics_port = ports.reserve(), ports.reserve()
         self.url = f"http://{host}:{port}"
