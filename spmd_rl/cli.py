@@ -9,16 +9,18 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import sys
 import time
 from dataclasses import dataclass
 
 from spmd_rl import planner
 from spmd_rl.config import Config, ConfigError, dump, load
+from spmd_rl.control import FAULTY, tell_script
 from spmd_rl.layout import Launched, describe, launched
 from spmd_rl.types import Placement
 
-FAULTY = 2  # exit status of a configuration with faults
+NAMED = re.compile(r"(--)?(logging\.)?name=")  # an override that says which run is meant
 PATIENCE = 5.0  # seconds another rank leaves to rank 0, which prints the same faults and ends all
 
 DESCRIPTION = """\
@@ -56,8 +58,18 @@ def parse(argv: list[str]) -> Args:
         cfg, placement = load(options.config, overrides, world, per_node)
     except ConfigError as error:
         _report(error.faults, here.rank if here else 0)
-        sys.exit(FAULTY)
+        sys.exit(tell_script(FAULTY))
+    if not any(NAMED.match(word) for word in overrides):
+        cfg.logging.name = _own_name(str(cfg.logging.name))
     return Args(cfg, placement, options.dry_run, options.config, options.gpu)
+
+
+def _own_name(name: str) -> str:
+    """In a job of slurm/run.sbatch, a name that no other job has: two of one configuration must
+    not meet in a folder. It stays when the job is requeued.
+    """
+    number = os.environ.get("SPMD_RL_JOB_ID")
+    return f"{name}-{number}" if number else name
 
 
 def print_plan(args: Args) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 import warnings
 from dataclasses import replace
@@ -17,7 +18,7 @@ from spmd_rl import checkpoint, control, train
 from spmd_rl.checkpoint import State
 from spmd_rl.cli import Args
 from spmd_rl.config import Config, deterministic, dump
-from spmd_rl.layout import describe, needs_engines
+from spmd_rl.layout import describe, launched, needs_engines
 from spmd_rl.metrics import steps_per_rollout
 from spmd_rl.rollout.collector import Collector
 from spmd_rl.rollout.fleet import EngineAddresses, Engines
@@ -27,10 +28,6 @@ from spmd_rl.summary import write_summary
 from spmd_rl.timeline import Timeline
 from spmd_rl.worker import ENGINES, Worker
 
-# Names a file to leave when the run wants another turn, instead of an exit status: torchrun turns
-# any status but 0 into 1. Set by slurm/run.sbatch.
-REQUEUE_MARKER = "SPMD_RL_REQUEUE_MARKER"
-
 
 def main(args: Args) -> NoReturn:
     started = time.time()
@@ -38,6 +35,13 @@ def main(args: Args) -> NoReturn:
     run_dir = Path(cfg.logging.run_dir) / str(cfg.logging.name)
     run_dir.mkdir(parents=True, exist_ok=True)
     os.environ.update(deterministic.environment(cfg))  # before CUDA is first used
+    here = launched()
+    if here is None or here.rank == 0:
+        owner = control.hold(run_dir)
+        if owner:
+            words = f"{run_dir} is in use by {owner}: give this run another logging.name"
+            print(words, file=sys.stderr, flush=True)
+            sys.exit(control.tell_script(control.FAULTY))
     job = control.join()
     control.log_to(run_dir, job)
     job.start_watching(cfg.placement.heartbeat_timeout, run_dir)
@@ -50,11 +54,7 @@ def main(args: Args) -> NoReturn:
         job.leave(0)
     with job.failing():
         status = lead(cfg, worker, job, run_dir, started)
-    marker = os.environ.get(REQUEUE_MARKER)
-    if status == control.REQUEUE and marker:
-        Path(marker).touch()
-        status = 0
-    job.leave(status)
+    job.leave(control.tell_script(status))
 
 
 def quieten() -> None:

@@ -241,7 +241,9 @@ class CheckpointConfig(Section):
 
 
 class LoggingConfig(Section):
-    name: str | None = None  # of the run; None: the config file's name
+    # of the run; None: the config file's name. In a Slurm job its number is added, unless the name
+    # is given on the command line
+    name: str | None = None
     run_dir: str = "runs"  # runs/<name>/ holds everything a run writes
     use_wandb: bool = False  # log to Weights & Biases too
     wandb_project: str | None = None  # its project

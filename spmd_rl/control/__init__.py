@@ -5,12 +5,15 @@ Imports no torch until a job is joined. Knows nothing of training, engines or co
 
 from spmd_rl.control.channel import Workers, command, follow
 from spmd_rl.control.children import Child, clean_env, spawn
-from spmd_rl.control.job import REQUEUE, Job, join
+from spmd_rl.control.job import Job, join
+from spmd_rl.control.lock import hold
 from spmd_rl.control.logs import log_only, log_to, terminal
 from spmd_rl.control.memory import PeakMemory, tree_memory
 from spmd_rl.control.signals import stop_requested
+from spmd_rl.control.status import FAULTY, REQUEUE, tell_script
 
 __all__ = [
+    "FAULTY",
     "REQUEUE",
     "Child",
     "Job",
@@ -19,11 +22,13 @@ __all__ = [
     "clean_env",
     "command",
     "follow",
+    "hold",
     "join",
     "log_only",
     "log_to",
     "spawn",
     "stop_requested",
+    "tell_script",
     "terminal",
     "tree_memory",
 ]

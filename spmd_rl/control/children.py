@@ -31,11 +31,13 @@ STRIPPED_PREFIXES = (
     *("SLURM_", "PMI_", "PMIX_", "OMPI_"),
 )
 
-# Runs in the child before its program: the death signal, and a look whether the parent is already
-# gone. A preexec_fn would run Python between fork and exec of a process full of threads.
+# Runs in the child before its program: the death signal, a look whether the parent is already gone,
+# and a deaf ear to the request to stop, which Slurm sends to all processes.
+# A preexec_fn would run Python between fork and exec of a process full of threads.
 _EXEC = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 if os.getppid() != int(sys.argv[1]): os._exit(1)
 os.execvp(sys.argv[2], sys.argv[2:])
 """

@@ -26,10 +26,10 @@ from spmd_rl.control.report import describe, is_symptom
 if TYPE_CHECKING:
     from spmd_rl.control.watch import Watcher
 
-REQUEUE = 85  # exit status: stopped on request with everything saved, start me again
 FOREVER = timedelta(
     days=365
 )  # waiting ranks sleep in a socket; the watcher ends them, not a timeout
+NEW_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"  # torchrun makes a new store for each attempt
 EXIT_PATIENCE = 5.0  # seconds for atexit functions before a finished process is ended regardless
 
 
@@ -61,7 +61,7 @@ def read_launch(env: dict[str, str]) -> Launch:
             env.get("MASTER_ADDR", "127.0.0.1"),
             int(env.get("MASTER_PORT", 0)),
             env.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
-            env.get("TORCHELASTIC_RESTART_COUNT", "0"),
+            _attempt(env),
         )
     # sbatch sets the same names for the script itself; only srun numbers a step
     if "SLURM_PROCID" in env and ("SLURM_STEP_ID" in env or "SLURM_JOB_ID" not in env):
@@ -78,6 +78,24 @@ def read_launch(env: dict[str, str]) -> Launch:
             env.get("SLURM_RESTART_COUNT", "0"),
         )
     return Launch(0, 1, 0, 1, "127.0.0.1", 0, False, "0")
+
+
+def _attempt(env: dict[str, str]) -> str:
+    """What the ranks of one attempt, and no earlier one, share.
+
+    An agent counts its own restarts, and one that only follows another's does not: the counts of
+    two nodes differ. With NEW_STORE each attempt has a store of its own and needs no name.
+    Raises RuntimeError where restarts could not work.
+    """
+    if env.get(NEW_STORE) == "1":
+        return "0"
+    several = int(env.get("GROUP_WORLD_SIZE", 1)) > 1
+    if several and int(env.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
+        raise RuntimeError(
+            f"torchrun --max-restarts on several nodes needs {NEW_STORE}=1 in torchrun's own "
+            "environment, on every node: without it ranks do not find each other after a restart"
+        )
+    return env.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def first_host(nodelist: str) -> str:
@@ -102,7 +120,11 @@ def join(host: str | None = None, timeout: float = 300.0) -> Job:
     """Become a rank of the job. `host`: the address other ranks reach this one at (found out if
     None).
     """
-    return Job(read_launch(dict(os.environ)), host, timeout)
+    try:
+        launch = read_launch(dict(os.environ))
+    except RuntimeError as error:
+        sys.exit(f"{error}")
+    return Job(launch, host, timeout)
 
 
 class Job:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-INTERRUPTED = 130
+from spmd_rl.control.status import INTERRUPTED
 
 # What a rank sees when another one is gone. Its own words, since gloo and NCCL raise plain
 # RuntimeErrors.

@@ -42,11 +42,11 @@ class SignalPipe:
 
     def install(self) -> None:
         """Take the signals over (main thread only). What the parent told us to ignore stays
-        ignored.
+        ignored (nohup), but for SIGUSR1: slurm/run.sbatch lets all ignore it until they are ready.
         """
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in (*STOP, *END):
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            if number == signal.SIGUSR1 or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda *_: None)
 
     def wake(self) -> None:
