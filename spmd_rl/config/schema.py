@@ -231,12 +231,22 @@ class TrainConfig(Section):
 
 
 class CheckpointConfig(Section):
-    load: str | None = None  # checkpoint directory to resume from; None: `save`
+    # checkpoints to go on from, or a Hugging Face directory of first weights; None: `save`
+    load: str | None = None
+    ckpt_step: int | None = Field(default=None, ge=0)  # after this many rollouts; None: the newest
+    exit_on_missing_checkpoint: bool = False  # fail when `load` holds none; false: begin anew
+    finetune: bool = False  # take only the weights of `load`, and begin at rollout 0
+    no_load_optim: bool = False  # begin with a new optimizer and learning-rate schedule
+    no_load_rng: bool = False  # begin with new random numbers
+    # keys that may differ from the checkpoint's configuration, as [train.lr, algo.eps_clip]
+    allow_changed_keys: list[str] = Field(default_factory=list)
     save: str | None = None  # None: runs/<name>/checkpoints
-    # rollouts between checkpoints; None: none
+    # rollouts between checkpoints; None: only when the run is told to stop early
     save_interval: int | None = Field(default=None, ge=1)
+    async_save: bool = False  # copy to host memory, write to disk while training goes on
     keep_last: int | None = Field(default=2, ge=1)  # older checkpoints are removed; null keeps all
     no_save_optim: bool = False  # checkpoints without optimizer state
+    no_save_rng: bool = False  # checkpoints without random state
     save_hf: bool = True  # write the final model to runs/<name>/hf
 
 
@@ -258,6 +268,8 @@ class DebugConfig(Section):
     check_weight_update_equal: bool = False
     ci_test: bool = False  # assert slime's CI gates (first-step KL and ratio, log-prob gap)
     debug_train_only: bool = False  # start no engines
+    # file for each rollout's samples, as dump/{rollout_id}.pt (torch.save; else JSON)
+    save_debug_rollout_data: str | None = None
     update_weight_buffer_size: int = Field(default=512 * 1024**2, ge=1)  # bytes of one push bucket
 
 

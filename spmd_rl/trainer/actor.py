@@ -70,6 +70,8 @@ class Trainer:
         self.reference = Reference(self.chunks) if _needs_reference(cfg) else None
         self.data: RolloutData | None = None
         self.first_rollout: int | None = None
+        self.saver = checkpoint.Saver(self.groups, self.device, cfg.checkpoint.async_save)
+        self.saving: str | Path = ""
         self._host_values: list[dict[str, float]] = []
         self.loss = loss.Loss(cfg)
         self.pushed = Pushed(self.chunks) if cfg.algo.keep_old_actor else None
@@ -217,16 +219,32 @@ class Trainer:
                 pass
         dist.barrier()
 
-    def save(self, directory: str | Path) -> None:
-        """Weights, optimizer (unless checkpoint.no_save_optim), schedule, random state."""
-        kept = None if self.cfg.checkpoint.no_save_optim else self.optimizer
-        checkpoint.save(directory, self.chunks, kept, self.schedule, self.groups)
+    def begin_save(self, directory: str | Path) -> None:
+        """Copy weights, optimizer, schedule and random state, and start to write them."""
+        wanted = self.cfg.checkpoint
+        optimizer = None if wanted.no_save_optim else self.optimizer
+        self.saver.begin(directory, self.chunks, optimizer, not wanted.no_save_rng)
+        self.saving = directory
 
-    def load_checkpoint(self, directory: str | Path) -> None:
-        kept = None if self.cfg.checkpoint.no_save_optim else self.optimizer
-        checkpoint.load(directory, self.chunks, kept, self.schedule, self.groups)
-        if kept is None:
+    def finish_save(self) -> dict[str, Any]:
+        """The end of the save begun last, when all is on disk; see checkpoint.Saver.finish."""
+        optimizer = None if self.cfg.checkpoint.no_save_optim else self.optimizer
+        return self.saver.finish(self.saving, optimizer, self.schedule)
+
+    def load_checkpoint(self, directory: str | Path, weights_only: bool = False) -> None:
+        """`weights_only`: the optimizer, its schedule and the random state start anew."""
+        wanted = self.cfg.checkpoint
+        optimizer = None if weights_only or wanted.no_load_optim else self.optimizer
+        random = not (weights_only or wanted.no_load_rng)
+        checkpoint.load(directory, self.chunks, optimizer, self.schedule, self.groups, random)
+        if optimizer is None:
             self.optimizer.reload_model_params()
+
+    def load_weights(self, directory: str | Path) -> None:
+        """First weights from another Hugging Face directory than the reference model's."""
+        parameters = export.named_parameters(self.chunks)
+        hf.load(directory, parameters, self.names, self.groups.tp_rank, self.groups.tp_size)
+        self.optimizer.reload_model_params()
 
     def offload(self) -> None:
         """Give device memory back while engines generate."""

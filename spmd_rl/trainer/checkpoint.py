@@ -1,38 +1,122 @@
-"""Megatron's torch_dist checkpoints of one moment of training: weights, optimizer, schedule, random
-state.
+"""One moment of training on disk, and back: weights, optimizer, schedule, random state.
 
-`fully_reshardable`: a checkpoint loads into another tp, pp or dp. The caller makes directories
-appear atomically; nothing here knows of rollouts.
+A save has two halves. `begin` copies this rank's share to host memory and lets a thread write it;
+training may go on. `finish`, collective, waits for the writers and adds the index. The format is
+Megatron's torch_dist; a checkpoint loads into another tp, pp, cp or dp. The caller makes
+directories appear atomically; nothing here knows of rollouts.
 """
 
 from __future__ import annotations
 
+import errno
+import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from spmd_rl.trainer.parallel import Groups
+from spmd_rl.trainer.pieces import Piece, optimizers, to_load, to_save
+from spmd_rl.trainer.shards import Image, Stored, sync_write, write_index
+
+ABOUT = "trainer.json"  # what is no tensor: schedule, layout, counts
+# What Megatron's dist_checkpointing looks for besides the index.
+BACKEND = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
 
 
-def save(
-    directory: str | Path,
-    chunks: list[Any],
-    optimizer: Any | None,
-    schedule: Any,
-    groups: Groups,
-) -> None:
-    """Collective over all train ranks. `optimizer` None: weights only."""
-    from megatron.core import dist_checkpointing
+class Saver:
+    """Writes this rank's share of checkpoints, one at a time. Memory is kept from one save to the
+    next when they are asynchronous: its first use costs as much as the copy.
+    """
 
-    Path(directory).mkdir(parents=True, exist_ok=True)
-    metadata = _metadata(groups)
-    state = _state(chunks, optimizer, groups, metadata, loading=False)
-    state["schedule"] = schedule.state_dict()
-    state["layout"] = [groups.tp_size, groups.pp_size]
-    state["random"] = _random_state(groups)
-    content = {k: v for k, v in metadata.items() if k != "dp_cp_group"}
-    dist_checkpointing.save(state, str(directory), _strategy(), content_metadata=content)
+    def __init__(self, groups: Groups, device: torch.device, keep: bool):
+        self.groups, self.device, self.keep = groups, device, keep
+        self.image: Image | None = None
+        self.thread: threading.Thread | None = None
+        self.failure: OSError | None = None
+        self._listed: list[list[Any]] = []  # the chunks of all ranks, on the first
+
+    def begin(
+        self, directory: str | Path, chunks: list[Any], optimizer: Any | None, random: bool
+    ) -> None:
+        """Take a copy and start to write it. `optimizer` None: weights only."""
+        assert self.thread is None, "finish() comes before the next begin()"
+        pieces = to_save(chunks, optimizer, _metadata(self.groups))
+        pieces += _random_pieces(self.groups) if random else []
+        if self.image is None or not self.image.fits(pieces):
+            file = f"__{dist.get_rank()}_0.distcp"
+            self.image = Image(pieces, file, pinned=self.device.type == "cuda")
+        self.image.fill(pieces)
+        self.failure = None
+        self.thread = threading.Thread(target=self._write, args=(self.image, directory))
+        self.thread.daemon = True  # an end for another reason must not wait for the disk
+        self.thread.start()
+
+    def _write(self, image: Image, directory: str | Path) -> None:
+        try:
+            image.write(directory)
+        except OSError as error:
+            self.failure = error
+
+    @property
+    def writing(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
+
+    def finish(
+        self, directory: str | Path, optimizer: Any | None, schedule: Any
+    ) -> dict[str, Any]:
+        """Collective: wait for the disk; the first rank adds what makes it a checkpoint.
+
+        Returns this rank's `bytes` and, where writing failed, the `failure` in words and whether
+        the disk was `full`. With any failure the directory holds no checkpoint.
+        """
+        assert self.thread is not None and self.image is not None
+        self.thread.join()
+        self.thread = None
+        answer: dict[str, Any] = {"bytes": len(self.image.bytes)}
+        step = max((_steps(part) for part in optimizers(optimizer)), default=0)
+        mine = (self.image.chunks, step, self.failure is None)
+        found: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+        dist.gather_object(mine, found)
+        try:
+            if found is not None and all(written for _, _, written in found):
+                step = max(step for _, step, _ in found)
+                about = _about(self.groups, optimizer, schedule, step)
+                _complete(Path(directory), [c for chunks, _, _ in found for c in chunks], about)
+        except OSError as error:
+            self.failure = error
+        if not self.keep:
+            self.image = None
+        if self.failure is not None:
+            full = self.failure.errno in (errno.ENOSPC, errno.EDQUOT)
+            answer |= {"failure": str(self.failure), "full": full}
+        return answer
+
+
+def _about(groups: Groups, optimizer: Any, schedule: Any, step: int) -> dict[str, Any]:
+    return {
+        "layout": _layout(groups),
+        "optimizer": optimizer is not None,
+        "step": step,
+        "schedule": schedule.state_dict(),
+        "scalers": [_scaler(part) for part in optimizers(optimizer)],
+    }
+
+
+def _complete(directory: Path, chunks: list[Any], about: dict[str, Any]) -> None:
+    write_index(directory, chunks)
+    sync_write(directory / ABOUT, json.dumps(about).encode())
+    sync_write(directory / "metadata.json", json.dumps(BACKEND).encode())
+    with open(directory / "common.pt", "wb") as file:
+        torch.save({"content_metadata": {}}, file)
 
 
 def load(
@@ -41,107 +125,98 @@ def load(
     optimizer: Any | None,
     schedule: Any,
     groups: Groups,
+    random: bool = True,
 ) -> None:
-    """Collective. With `optimizer` None, weights only (schedule and random state stay new)."""
-    from megatron.core import dist_checkpointing
-
-    common = dist_checkpointing.load_common_state_dict(str(directory))
-    assert common is not None
-    if optimizer is not None and "optimizer" not in common:
-        raise ValueError(
-            f"checkpoint.load: {directory} holds no optimizer state (saved with no_save_optim); "
-            "set checkpoint.no_save_optim to start a new optimizer from its weights"
-        )
-    state = _state(chunks, optimizer, groups, _metadata(groups), loading=True)
-    same_layout = common["layout"] == [groups.tp_size, groups.pp_size]
-    if same_layout and optimizer is not None:
-        state["random"] = _random_state(groups)
-    loaded: Any = dist_checkpointing.load(state, str(directory))
-    for key, chunk in _keyed(chunks):
-        chunk.load_state_dict(loaded[key], strict=True)
+    """Not collective: every rank reads what it holds. With `optimizer` None, weights only (the
+    schedule stays new); the random state only into the layout that saved it.
+    """
+    metadata = _metadata(groups)
+    with Stored(directory) as stored:
+        try:
+            about = json.loads((Path(directory) / ABOUT).read_text())
+        except FileNotFoundError:
+            about = {"optimizer": False, "layout": None}  # Megatron's own: weights can be read
+        if optimizer is not None and not about["optimizer"]:
+            raise ValueError(
+                f"checkpoint.load: {directory} holds no optimizer state; set "
+                "checkpoint.no_load_optim: true to start a new optimizer from its weights"
+            )
+        stored.fill(to_load(chunks, optimizer, metadata))
+        states = _random_pieces(groups)
+        same = about["layout"] == _layout(groups) and all(p.key in stored for p in states)
+        if random and same:
+            stored.fill(states)
+            _set_random(states)
     if optimizer is None:
         return
-    optimizer.load_state_dict(loaded["optimizer"])
-    schedule.load_state_dict(common["schedule"])
-    if same_layout:
-        _set_random_state(loaded["random"])
+    for part, scaler in zip(optimizers(optimizer), about["scalers"], strict=False):
+        _set_steps(part, about["step"])
+        if scaler is not None:
+            scale = torch.tensor([scaler["scale"]], device=part.grad_scaler._scale.device)
+            part.grad_scaler.load_state_dict(scaler | {"scale": scale})
+    schedule.load_state_dict(about["schedule"])
 
 
 def _metadata(groups: Groups) -> dict[str, Any]:
-    return {
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "chained_optim_avoid_prefix": True,
-        "dp_cp_group": groups.dp_cp,
-    }
+    return {"dp_cp_group": groups.dp_cp}
 
 
-def _keyed(chunks: list[Any]) -> list[tuple[str, Any]]:
-    if len(chunks) == 1:
-        return [("model", chunks[0])]
-    return [(f"model{i}", chunk) for i, chunk in enumerate(chunks)]
+def _layout(groups: Groups) -> list[int]:
+    return [groups.tp_size, groups.pp_size, groups.cp_size, groups.dp_size]
 
 
-def _state(
-    chunks: list[Any], optimizer: Any, groups: Groups, metadata: dict[str, Any], loading: bool
-) -> dict[str, Any]:
-    state = {key: chunk.sharded_state_dict(metadata=metadata) for key, chunk in _keyed(chunks)}
-    if optimizer is not None:
-        models = state["model"] if len(chunks) == 1 else dict(state)
-        state["optimizer"] = optimizer.sharded_state_dict(
-            models, is_loading=loading, metadata=metadata
-        )
-    return state
+def _steps(part: Any) -> int:
+    """Adam's count of steps: torch keeps it for each parameter, TE's and Apex's for each group."""
+    inner = part.optimizer
+    counts = [group["step"] for group in inner.param_groups if "step" in group]
+    counts += [state["step"] for state in inner.state.values() if "step" in state]
+    return int(counts[0]) if counts else 0
 
 
-def _random_state(groups: Groups) -> Any:
-    """Random state of each (pipeline stage, tensor rank); data-parallel peers hold the same."""
-    from megatron.core.dist_checkpointing.mapping import ShardedObject
-
-    states = {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "tracker": _tracker().get_states(),
-    }
-    replica = groups.dp_rank * groups.cp_size + groups.cp_rank
-    return ShardedObject(
-        "random",
-        states,
-        (groups.pp_size, groups.tp_size),
-        (groups.pp_rank, groups.tp_rank),
-        replica_id=replica,
-    )
+def _set_steps(part: Any, step: int) -> None:
+    for group in part.optimizer.param_groups:
+        if "step" in group:
+            group["step"] = step
+    for state in part.optimizer.state.values():
+        if "step" in state:
+            state["step"].fill_(step)
 
 
-def _set_random_state(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-    _tracker().set_states(states["tracker"])
+def _scaler(part: Any) -> dict[str, Any] | None:
+    """The state of fp16's loss scale; None in other precisions."""
+    scaler = getattr(part, "grad_scaler", None)
+    state = scaler.state_dict() if scaler is not None else {}
+    return {k: float(v) if k == "scale" else int(v) for k, v in state.items()} or None
+
+
+def _random_pieces(groups: Groups) -> list[Piece]:
+    """Every generator's state on this rank, as tensors of its own."""
+    at = [groups.pp_rank, groups.tp_rank, groups.cp_rank, groups.dp_rank]
+    rank = "random." + ".".join(map(str, at))
+    states = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    states |= {f"tracker.{name}": s for name, s in _tracker().get_states().items()}
+    return [
+        Piece(f"{rank}.{name}", tuple(s.shape), (0,) * s.dim(), s.clone())
+        for name, s in states.items()
+    ]
+
+
+def _set_random(states: list[Piece]) -> None:
+    tracker: dict[str, Tensor] = {}
+    for piece in states:
+        kind = piece.key.split(".", 5)[5]  # random, four coordinates, then which generator
+        if kind == "torch":
+            torch.set_rng_state(piece.values)
+        elif kind == "cuda":
+            torch.cuda.set_rng_state(piece.values)
+        else:
+            tracker[kind.removeprefix("tracker.")] = piece.values
+    _tracker().set_states(tracker)
 
 
 def _tracker() -> Any:
     from megatron.core import tensor_parallel
 
     return tensor_parallel.get_cuda_rng_tracker()
-
-
-def _strategy() -> Any:
-    """torch_dist written by this process. Megatron's own strategy starts a manager process, which
-    imports everything anew (3.5-6 s for the first save), and forks the trainer for each save.
-    """
-    from megatron.core.dist_checkpointing.strategies import torch as torch_dist
-    from torch.distributed import checkpoint as dcp
-
-    class InProcess(torch_dist.TorchDistSaveShardedStrategy):
-        def save(self, sharded_state_dict, checkpoint_dir):
-            renamed, _, _ = torch_dist._replace_state_dict_keys_with_sharded_keys(
-                sharded_state_dict, self.keep_only_main_replica
-            )
-            writer = dcp.FileSystemWriter(checkpoint_dir, thread_count=1, sync_files=True)
-            planner = torch_dist.MCoreSavePlanner(
-                dedup_replicated_tensors=not self.keep_only_main_replica, flatten_state_dict=False
-            )
-            tensors = torch_dist.mcore_to_pyt_state_dict(renamed, False)
-            dcp.save(tensors, storage_writer=writer, planner=planner)
-
-    return InProcess("torch_dist", 1)

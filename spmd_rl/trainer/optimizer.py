@@ -71,7 +71,6 @@ def build(wrapped: list[Any], config: Any, cfg: Config) -> Any:
     for inner in torch_adams(optimizer):
         _speed_up(inner)
         _allocate_state(inner)
-    _mend_torch_adam_checkpoint()
     return optimizer
 
 
@@ -144,7 +143,7 @@ def _speed_up(adam: torch.optim.Optimizer) -> None:
 
 
 def _allocate_state(adam: torch.optim.Optimizer) -> None:
-    """Adam's state before the first step, because state_dict() asks for every 'step'."""
+    """Adam's state before the first step: a checkpoint is read into it."""
     for group in adam.param_groups:
         for parameter in group["params"]:
             if not adam.state[parameter]:
@@ -153,41 +152,3 @@ def _allocate_state(adam: torch.optim.Optimizer) -> None:
                     exp_avg=torch.zeros_like(parameter),
                     exp_avg_sq=torch.zeros_like(parameter),
                 )
-
-
-def _mend_torch_adam_checkpoint() -> None:
-    """megatron-core (0.15, 0.16) with torch's Adam, on CPU and GPU alike. DistributedOptimizer's
-    load gives all parameters one `step` tensor, to which every parameter then adds (the bias
-    correction after a resume is silently wrong), and with `fully_reshardable` asks the checkpoint
-    for a `step` it never stores.
-    """
-    from megatron.core.optimizer import distrib_optimizer
-
-    cls: Any = distrib_optimizer.DistributedOptimizer
-    if distrib_optimizer.HAVE_APEX_OR_TE or getattr(cls, "torch_adam_mended", False):
-        return
-    load, set_states = cls.load_state_dict, cls._set_main_param_and_optimizer_states
-    cls.load_state_dict = partial_method(_load_own_steps, load)
-    cls._set_main_param_and_optimizer_states = partial_method(_set_with_step, set_states)
-    cls.torch_adam_mended = True
-
-
-def partial_method(function: Any, original: Any) -> Any:
-    def method(self, *args):
-        return function(self, original, *args)
-
-    return method
-
-
-def _load_own_steps(self, original, state_dict) -> None:
-    original(self, state_dict)
-    for state in self.optimizer.state.values():
-        if "step" in state:
-            state["step"] = state["step"].detach().clone()
-
-
-def _set_with_step(self, original, model_param, tensors):
-    group, order = self.model_param_group_index_map[model_param]
-    state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
-    known = {"step": state["step"]} if "step" in state else {}
-    return original(self, model_param, {**tensors, **known})
