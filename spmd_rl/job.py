@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from spmd_rl import checkpoint, control, train
-from spmd_rl.checkpoint import State
+from spmd_rl import control, resume, train
+from spmd_rl.checkpoint import Checkpoints, State
 from spmd_rl.cli import Args
 from spmd_rl.config import Config, deterministic, dump
 from spmd_rl.layout import describe, launched, needs_engines
@@ -68,6 +68,7 @@ def lead(cfg: Config, worker: Worker, job: control.Job, run_dir: Path, started: 
     placement = worker.placement
     (run_dir / "config.yaml").write_text(dump(cfg))
     print(describe(placement, cfg), flush=True)
+    start = resume.find(cfg, run_dir)
     memory = control.PeakMemory(job)
     workers = control.Workers(job, worker, timeout=cfg.placement.command_timeout)
     generates = needs_engines(cfg)
@@ -75,13 +76,16 @@ def lead(cfg: Config, worker: Worker, job: control.Job, run_dir: Path, started: 
     if generates:
         workers.launch_engines()
 
-    resumed = checkpoint.newest(cfg, run_dir)
-    state = initial_state(cfg, collector, resumed[1] if resumed else None)
+    state = initial_state(cfg, collector, start.state)
     log = RunLog(cfg, run_dir, state.num_rollout, state.rollout)
+    for note in start.notes:
+        log.say(note)
     steps = state.num_rollout * steps_per_rollout(cfg)
-    info = workers.build_trainer(steps, str(resumed[0] / "model") if resumed else None)[0]
+    take = {"optimizer": start.optimizer, "random": start.random, "weights": start.weights}
+    info = workers.build_trainer(steps, start.model, take)[0]
     job.forget_secret()
-    log.say(f"trainer: {info}" + (f"; resumed from {resumed[0]}" if resumed else ""))
+    resumed = f"; resumed from {Path(start.model).parent}" if start.state and start.model else ""
+    log.say(f"trainer: {info}{resumed}")
 
     addresses = None
     if generates:
@@ -94,7 +98,8 @@ def lead(cfg: Config, worker: Worker, job: control.Job, run_dir: Path, started: 
     engines = Engines(cfg, addresses)
     log.say(f"ready after {time.time() - started:.1f} s")
 
-    state = train.run(cfg, workers, engines, collector, log, state)
+    checkpoints = Checkpoints(cfg, workers, log, start.origin, state)
+    state = train.run(cfg, workers, engines, collector, checkpoints, log, state)
     finished = state.rollout >= state.num_rollout
     if finished and cfg.checkpoint.save_hf:
         workers.save_hf(str(run_dir / "hf"))

@@ -31,6 +31,8 @@ class Metrics:
         self.steps = steps_per_rollout(cfg)
         kept = truncate(run_dir / FILE, start_rollout)
         self.file = open(run_dir / FILE, "a", encoding="utf-8")  # noqa: SIM115
+        # rollouts whose evaluation the record holds
+        self.evaluated = {line["rollout"] for line in kept if any(map(_of_eval, line))}
         tensorboard = TensorBoard(run_dir / "tensorboard")
         for line in kept:
             tensorboard.add(points(line, self.steps), line["time"])
@@ -45,6 +47,11 @@ class Metrics:
     def log_eval(self, rollout: int, values: Mapping[str, Value]) -> None:
         """An evaluation after `rollout`; -1: before the first."""
         self._write({"rollout": rollout, "time": time.time()}, values)
+        self.evaluated.add(rollout)
+
+    def sync(self) -> None:
+        """Every line so far is on disk when this returns."""
+        os.fsync(self.file.fileno())
 
     def _write(self, head: dict[str, Any], values: Mapping[str, Value]) -> None:
         line = head | {name: _plain(value) for name, value in values.items()}
@@ -83,7 +90,10 @@ def truncate(path: Path, start_rollout: int) -> list[dict[str, Any]]:
     """Drop what a resumed run will do again; returns the lines kept."""
     kept = [line for line in read(path) if line["rollout"] < start_rollout] if start_rollout else []
     aside = path.with_suffix(".part")
-    aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    with open(aside, "w", encoding="utf-8") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in kept))
+        file.flush()
+        os.fsync(file.fileno())
     aside.replace(path)
     return kept
 
@@ -102,6 +112,10 @@ def points(line: Mapping[str, Any], steps: int) -> Iterator[tuple[str, int, floa
                     yield name, rollout * steps + step, one
         else:  # a mean over the rollout's steps stands at the last of them
             yield name, rollout * steps + steps - 1, value
+
+
+def _of_eval(name: str) -> bool:
+    return name.startswith("eval/")
 
 
 def _plain(value: Any) -> Any:

@@ -69,6 +69,14 @@ class RunLog:
         self.metrics.log_eval(rollout, values)
         self.progress.evaluation(rollout, values)
 
+    def has_evaluation(self, rollout: int) -> bool:
+        """Whether the record holds the evaluation after this rollout."""
+        return rollout in self.metrics.evaluated
+
+    def sync(self) -> None:
+        """What was told so far is on disk when this returns."""
+        self.metrics.sync()
+
     def say(self, text: str) -> None:
         self.progress.say(text)
 

@@ -7,6 +7,7 @@ megatron-core.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,13 @@ class Worker:
                 self.host.launch()
 
     @command
-    def build_trainer(self, num_steps: int, checkpoint: str | None) -> dict[str, Any]:
-        """Join the training ranks, build the model, take its weights (or a checkpoint)."""
+    def build_trainer(
+        self, num_steps: int, checkpoint: str | None, take: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Join the training ranks, build the model, take its weights or a checkpoint.
+
+        `take`: whether its `optimizer` and `random` state too; a directory of first `weights`.
+        """
         if not self.trains:
             return {}
         from spmd_rl.batch.ship import Shipping
@@ -55,8 +61,10 @@ class Worker:
         self.job.train_group(self.placement.train_ranks, backend(self.cfg), timeout)
         self.trainer = Trainer(self.cfg, self.placement, self.job.rank, num_steps)
         self.shipping = Shipping(self.placement, self.job.rank, None)
+        if take["weights"]:
+            self.trainer.load_weights(take["weights"])
         if checkpoint:
-            self.trainer.load_checkpoint(checkpoint)
+            self.trainer.load_checkpoint(checkpoint, take["optimizer"], take["random"])
         self.trainer.offload()
         return self.trainer.describe()
 
@@ -105,10 +113,21 @@ class Worker:
         return stats
 
     @command
-    def save(self, path: str) -> None:
+    def begin_save(self, path: str) -> None:
+        """Copy this rank's share of a checkpoint and start to write it."""
         if self.trains:
             self.trainer.onload()
-            self.trainer.save(path)
+            self.trainer.begin_save(path)
+
+    @command
+    def saving(self) -> bool:
+        """Whether this rank's share is still being written."""
+        return self.trains and self.trainer.saver.writing
+
+    @command
+    def finish_save(self) -> dict[str, Any]:
+        """Wait until all shares are on disk; how it went (empty where nothing is trained)."""
+        return self.trainer.finish_save() if self.trains else {}
 
     @command
     def save_hf(self, path: str) -> None:

@@ -23,6 +23,10 @@ _SYMPTOMS = (
 )
 
 
+class Explained(Exception):
+    """A failure whose text says what happened and what to do: it is reported without traceback."""
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """One rank's account of a failure."""
@@ -70,6 +74,8 @@ def is_symptom(error: BaseException) -> bool:
 
 def describe(error: BaseException, skip: int = 1) -> str:
     """Its traceback, without the first `skip` frames (the control plane's own)."""
+    if isinstance(error, Explained):
+        return str(error)
     frames = error.__traceback__
     for _ in range(skip):
         frames = frames.tb_next if frames and frames.tb_next else frames

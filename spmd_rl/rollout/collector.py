@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -22,6 +23,9 @@ from spmd_rl.types import Batch
 
 LOG_LINES = 20  # of the process's log, told when it died
 CLOSE_SECONDS = 5.0
+
+
+Until = Callable[[], bool] | None
 
 
 class CollectorError(RuntimeError):
@@ -59,6 +63,7 @@ class Collector:
         self._sent = 0
         self._state: dict[str, Any] = {}
         self._num_prompts: int | None = None
+        self._until: Until = None  # when what is being waited for is to be abandoned
         ours, theirs = socket.socketpair()
         with theirs:
             self._child = _spawn(self.log, theirs)
@@ -85,14 +90,21 @@ class Collector:
         while self._pipe.ready():
             self._receive()
 
-    def collect(self, rollout: int, version: int) -> Rollout:
-        """Generate one rollout, with engines that hold the weights of `version`."""
-        result = Rollout(*self._call("collect", rollout, version))
+    def collect(self, rollout: int, version: int, until: Until = None) -> Rollout | None:
+        """Generate one rollout, with engines that hold the weights of `version`.
+
+        Once `until()` is true it is abandoned: None. Load a state before collecting again.
+        """
+        answer = self._call("collect", rollout, version, until=until)
+        if answer is None:
+            return None
+        result = Rollout(*answer)
         self._state = result.state
         return result
 
-    def evaluate(self, rollout: int) -> dict[str, float]:
-        return self._call("evaluate", rollout)
+    def evaluate(self, rollout: int, until: Until = None) -> dict[str, float] | None:
+        """Metrics of an evaluation; None when `until()` came true before its end."""
+        return self._call("evaluate", rollout, until=until)
 
     def state(self) -> dict[str, Any]:
         """Where the data stands after the last rollout."""
@@ -114,8 +126,14 @@ class Collector:
             self._child.stop()
             self._pipe.close()
 
-    def _call(self, name: str, *args: Any) -> Any:
-        return self._wait(self._send(name, *args))
+    def _call(self, name: str, *args: Any, until: Until = None) -> Any:
+        if until is not None and until():
+            return None
+        number, self._until = self._send(name, *args), until
+        try:
+            return self._wait(number)
+        finally:
+            self._until = None
 
     def _send(self, name: str, *args: Any) -> int:
         self._sent += 1
@@ -146,6 +164,10 @@ class Collector:
         self._answers[answered] = value
 
     def _check_alive(self) -> None:
+        """While an answer is awaited, a few times a second."""
+        if self._until is not None and self._until():
+            self._until = None
+            self._send("abandon")
         if self._child.poll() is not None and not self._pipe.ready():
             self._died()
 

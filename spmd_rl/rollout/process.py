@@ -48,24 +48,45 @@ def main() -> None:
 
 
 async def serve(pipe: AsyncPipe) -> None:
+    """Requests one after another. "abandon" ends the one at hand, if any; its answer is None."""
     service = None
-    try:
-        while True:
-            number, name, args = await pipe.receive()
-            value, failure = None, None
-            try:
-                if service is None:
-                    service, value = await _start(*args)
-                else:
-                    assert name in COMMANDS, name
-                    value = await getattr(service, name)(*args)
-            except Exception as error:
-                failure = _failure(error)
+    requests: asyncio.Queue[tuple[int, str, tuple] | None] = asyncio.Queue()
+    current: asyncio.Task[Any] | None = None
+
+    async def receive() -> None:
+        try:
+            while True:
+                request = await pipe.receive()
+                if request[1] != "abandon":
+                    requests.put_nowait(request)
+                elif current is not None:
+                    current.cancel()
+        except Closed:
+            requests.put_nowait(None)
+
+    receiving = asyncio.create_task(receive())
+    while request := await requests.get():
+        number, name, args = request
+        value, failure = None, None
+        try:
+            if service is None:
+                service, value = await _start(*args)
+            else:
+                assert name in COMMANDS, name
+                current = asyncio.create_task(getattr(service, name)(*args))
+                value = await current
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:
+            failure = _failure(error)
+        current = None
+        try:
             await pipe.send((number, value, failure))
-            if name == "close":
-                return
-    except Closed:
-        return
+        except Closed:
+            break
+        if name == "close":
+            break
+    receiving.cancel()
 
 
 async def _start(settings: dict[str, Any]):

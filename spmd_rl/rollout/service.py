@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from spmd_rl import hooks
 from spmd_rl.config.schema import Config
 from spmd_rl.data.prompts import training_source
 from spmd_rl.data.template import Template, load_tokenizer
 from spmd_rl.rewards.score import Scorer
-from spmd_rl.rollout import evaluate
+from spmd_rl.rollout import dump, evaluate
 from spmd_rl.rollout.client import Addresses, EngineClient
 from spmd_rl.rollout.collect import Round, collect_round
 from spmd_rl.rollout.columns import in_order, to_batch
@@ -26,6 +27,8 @@ from spmd_rl.rollout.sft import Encoder
 from spmd_rl.rollout.stats import rollout_metrics, sample_metrics
 from spmd_rl.tasks import together
 from spmd_rl.types import Batch, Group
+
+T = TypeVar("T")
 
 Collected = tuple[Batch, dict[str, float], dict[str, Any]]  # batch, metrics, state after it
 
@@ -71,7 +74,7 @@ class Service:
 
     async def collect(self, rollout: int, version: int) -> Collected:
         if self.encoder is None:
-            return await self._generate(version)
+            return await self._generate(rollout, version)
         if self._ahead and self._ahead[0] == rollout:
             collected = await self._ahead[1]
         else:
@@ -81,7 +84,9 @@ class Service:
         return collected
 
     async def evaluate(self, rollout: int) -> dict[str, float]:
-        return await evaluate.evaluate(self.cfg, self.evaluations, self._engines(), self.scorer)
+        generator = self._engines()
+        with_engines = evaluate.evaluate(self.cfg, self.evaluations, generator, self.scorer)
+        return await self._or_abort(with_engines)
 
     async def load_state(self, state: dict[str, Any]) -> None:
         await self._drop_ahead()
@@ -93,11 +98,19 @@ class Service:
         if self.generator:
             await self.generator.client.close()
 
-    async def _generate(self, version: int) -> Collected:
+    async def _or_abort(self, work: Awaitable[T]) -> T:
+        """The work; if it is abandoned, the engines drop its requests."""
+        try:
+            return await work
+        except asyncio.CancelledError:
+            await self._engines().client.abort_all()
+            raise
+
+    async def _generate(self, rollout: int, version: int) -> Collected:
         cfg, generator, source = self.cfg, self._engines(), self._source()
         generator.counts = Counts()
         started = time.monotonic()
-        result = await collect_round(
+        collecting = collect_round(
             cfg.rollout.rollout_batch_size,
             source.draw,
             self._group,
@@ -106,7 +119,9 @@ class Service:
             cfg.rollout.over_sampling_batch_size,
             in_order=bool(cfg.sglang.get("enable_deterministic_inference")),
         )
+        result = await self._or_abort(collecting)
         seconds = time.monotonic() - started
+        dump.save(cfg.debug.save_debug_rollout_data, rollout, result.groups)
         rewards = await self._post_processed(result)
         batch = to_batch(result.groups, cfg, version, rewards)
         engines = len(generator.client.addresses.urls)

@@ -231,13 +231,13 @@ class Trainer:
         optimizer = None if self.cfg.checkpoint.no_save_optim else self.optimizer
         return self.saver.finish(self.saving, optimizer, self.schedule)
 
-    def load_checkpoint(self, directory: str | Path, weights_only: bool = False) -> None:
-        """`weights_only`: the optimizer, its schedule and the random state start anew."""
-        wanted = self.cfg.checkpoint
-        optimizer = None if weights_only or wanted.no_load_optim else self.optimizer
-        random = not (weights_only or wanted.no_load_rng)
-        checkpoint.load(directory, self.chunks, optimizer, self.schedule, self.groups, random)
-        if optimizer is None:
+    def load_checkpoint(
+        self, directory: str | Path, optimizer: bool = True, random: bool = True
+    ) -> None:
+        """Weights and, as wanted, the optimizer with its schedule, and the random state."""
+        kept = self.optimizer if optimizer else None
+        checkpoint.load(directory, self.chunks, kept, self.schedule, self.groups, random)
+        if kept is None:
             self.optimizer.reload_model_params()
 
     def load_weights(self, directory: str | Path) -> None:

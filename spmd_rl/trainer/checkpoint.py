@@ -70,9 +70,7 @@ class Saver:
     def writing(self) -> bool:
         return self.thread is not None and self.thread.is_alive()
 
-    def finish(
-        self, directory: str | Path, optimizer: Any | None, schedule: Any
-    ) -> dict[str, Any]:
+    def finish(self, directory: str | Path, optimizer: Any | None, schedule: Any) -> dict[str, Any]:
         """Collective: wait for the disk; the first rank adds what makes it a checkpoint.
 
         Returns this rank's `bytes` and, where writing failed, the `failure` in words and whether

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -133,9 +132,7 @@ def _cut(
         )
 
 
-def _regions(
-    chunks: list[Any], metadata: dict[str, Any]
-) -> Iterator[tuple[Tensor, list[Region]]]:
+def _regions(chunks: list[Any], metadata: dict[str, Any]) -> Iterator[tuple[Tensor, list[Region]]]:
     """Each tensor of the model with the whole tensors that it is a part of."""
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
@@ -148,6 +145,7 @@ def _regions(
                 parts = [entry]
             else:  # objects: Transformer Engine's empty extra states
                 continue
+            assert entry.data is not None
             yield entry.data, [_region(entry.data, part) for part in parts]
 
 

@@ -84,7 +84,7 @@ class Image:
 
     def write(self, directory: str | Path) -> None:
         """To disk, and on it when this returns. Holds the interpreter for none of it."""
-        view = memoryview(self.bytes.numpy())
+        view = memoryview(self.bytes.numpy())  # type: ignore[arg-type]
         with open(Path(directory) / self.file, "wb", buffering=0) as file:
             at = 0
             while at < len(view):

@@ -1,0 +1,173 @@
+"""Where a run begins: after its own newest checkpoint, from `checkpoint.load`, or anew.
+
+Comes in: the configuration and the run's folder; goes out: a Start, or a sentence on why not.
+Looks only: nothing is loaded, nothing is changed. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spmd_rl.checkpoint import State, complete, damage, directory, number, read
+from spmd_rl.config import Config
+from spmd_rl.control import Explained
+from spmd_rl.fingerprint import differences, fingerprint, model
+
+TRACKER = "latest_checkpointed_iteration.txt"  # Megatron's
+SHOWN = 60  # letters of a value in a sentence
+
+
+class Start(NamedTuple):
+    """What the trainer takes, and where the loop goes on."""
+
+    origin: str  # where the run was told to begin; a restart looks for checkpoints that say it
+    state: State | None = None  # None: at the beginning
+    model: str | None = None  # directory of Megatron's torch_dist
+    optimizer: bool = True  # of `model`, besides its weights
+    random: bool = True
+    weights: str | None = None  # Hugging Face directory of first weights
+    notes: tuple[str, ...] = ()  # what the user should know
+
+
+def find(cfg: Config, run_dir: Path) -> Start:
+    """Raises Explained where the configuration cannot mean what is there."""
+    wanted = cfg.checkpoint
+    own, origin, notes = directory(cfg, run_dir), _origin(cfg, run_dir), []
+    for path in reversed(complete(own)):
+        if fault := damage(path):
+            notes.append(f"checkpoint {path} is damaged and left alone: {fault}")
+            continue
+        about = read(path)
+        if not origin or about["origin"] == origin:
+            _judge(cfg, path, about)
+            return Start(origin, about["state"], str(path / "model"), notes=_used(notes, path))
+    if not origin:
+        return Start(origin, notes=tuple(notes))
+    start = _load(cfg, Path(wanted.load) if wanted.load else own)
+    return start._replace(origin=origin, notes=(*notes, *start.notes))
+
+
+def _origin(cfg: Config, run_dir: Path) -> str:
+    """Empty when the run begins with nothing or with what it saved itself."""
+    wanted = cfg.checkpoint
+    root = directory(cfg, run_dir)
+    load = Path(wanted.load) if wanted.load else root
+    if load.resolve() == root.resolve() and wanted.ckpt_step is None and not wanted.finetune:
+        return ""
+    parts = [str(load.resolve())]
+    parts += [f"ckpt_step={wanted.ckpt_step}"] if wanted.ckpt_step is not None else []
+    return " ".join(parts + ["finetune"] * wanted.finetune)
+
+
+def _load(cfg: Config, root: Path) -> Start:
+    """From `checkpoint.load`, for the first time."""
+    wanted = cfg.checkpoint
+    if (root / "config.json").is_file():
+        _same_model(root, model(_first(cfg)), model(str(root)))
+        return Start("", weights=str(root), notes=(f"first weights: {root}",))
+    if (root / TRACKER).is_file() or (root / "metadata.json").is_file():
+        path = _megatron(root, wanted.ckpt_step)
+        note = f"Megatron's checkpoint {path}: its weights are taken, and nothing else"
+        return Start("", model=str(path), optimizer=False, random=False, notes=(note,))
+    found, notes = _pick(root, wanted.ckpt_step)
+    if found is None:
+        what = f"checkpoint.load: {root} holds no checkpoint"
+        if wanted.exit_on_missing_checkpoint:
+            raise Explained(". ".join([*notes, f"{what}: name another directory"]))
+        return Start("", notes=(*notes, f"{what}: the run begins with {_first(cfg)}"))
+    about = read(found)
+    _judge(cfg, found, about)
+    path, notes = str(found / "model"), _used(notes, found)
+    if wanted.finetune:
+        return Start("", None, path, optimizer=False, random=False, notes=notes)
+    state: State = about["state"]
+    first = cfg.rollout.start_rollout_id
+    if first is not None:
+        state = State(state.num_rollout, first, state.version, state.data)
+    return Start("", state, path, not wanted.no_load_optim, not wanted.no_load_rng, notes=notes)
+
+
+def _pick(root: Path, step: int | None) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, or the one after `step` rollouts; what was left."""
+    if (root / "state.json").is_file():
+        found = [root]
+    else:
+        found = list(reversed(complete(root)))
+        if step is not None:
+            there = ", ".join(str(number(path)) for path in reversed(found)) or "none"
+            found = [path for path in found if number(path) == step]
+            if not found:
+                raise Explained(
+                    f"checkpoint.ckpt_step: {root} has no checkpoint after {step} rollouts; "
+                    f"there are: {there}"
+                )
+    notes = []
+    for path in found:
+        fault = damage(path)
+        if fault is None:
+            return path, notes
+        notes.append(f"checkpoint {path} is damaged and left alone: {fault}")
+    return None, notes
+
+
+def _used(notes: list[str], path: Path) -> tuple[str, ...]:
+    return (*notes, f"{path} is used instead") if notes else ()
+
+
+def _megatron(root: Path, step: int | None) -> Path:
+    """The directory of one of Megatron's own checkpoints."""
+    if (root / "metadata.json").is_file():
+        return root
+    word = (root / TRACKER).read_text().strip() if step is None else str(step)
+    path = root / (f"iter_{int(word):07d}" if word.isdigit() else word)
+    if not (path / "metadata.json").is_file():
+        raise Explained(
+            f"checkpoint.load: {path} is no torch_dist checkpoint: convert it, or name a Hugging "
+            "Face directory"
+        )
+    return path
+
+
+def _first(cfg: Config) -> str:
+    return cfg.model.ref_load or cfg.model.hf_checkpoint
+
+
+def _judge(cfg: Config, path: Path, about: dict[str, Any]) -> None:
+    """Refuse another model's checkpoint, and another configuration's that was not allowed."""
+    now, then = fingerprint(cfg), about["configuration"]
+    _same_model(path, now["model"], then["model"])
+    if cfg.checkpoint.finetune:
+        return
+    allowed = set(cfg.checkpoint.allow_changed_keys)
+    changed = [
+        (name, f"{name} {_shown(a)} -> {_shown(b)}")
+        for name, a, b in differences(now["keys"], then["keys"])
+        if name not in allowed
+    ]
+    changed += [
+        (name, f"the content of {name} is another")
+        for name, a, b in differences(now["content"], then["content"])
+        if name not in allowed and a is not None and b is not None
+    ]
+    if changed:
+        names = ", ".join(name for name, _ in changed)
+        raise Explained(
+            f"checkpoint {path} is of a run with another configuration: "
+            f"{'; '.join(text for _, text in changed)}. Change it back, allow it by "
+            f"checkpoint.allow_changed_keys=[{names}], or give the run another logging.name"
+        )
+
+
+def _same_model(path: Path, now: dict[str, Any], then: dict[str, Any]) -> None:
+    changed = [f"{name} {a} -> {b}" for name, a, b in differences(now, then)]
+    if changed:
+        raise Explained(
+            f"checkpoint {path} holds another model than model.hf_checkpoint: "
+            f"{'; '.join(changed)}: name the model that it was made with"
+        )
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
