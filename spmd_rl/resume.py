@@ -6,6 +6,7 @@ Looks only: nothing is loaded, nothing is changed. Imports no torch.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +42,8 @@ def find(cfg: Config, run_dir: Path) -> Start:
         about = read(path)
         if not origin or about["origin"] == origin:
             _judge(cfg, path, about)
-            return Start(origin, about["state"], str(path / "model"), notes=_used(notes, path))
+            kept, notes = _has_optimizer(cfg, path), _used(notes, path)
+            return Start(origin, about["state"], str(path / "model"), kept, notes=notes)
     if not origin:
         return Start(origin, notes=tuple(notes))
     start = _load(cfg, Path(wanted.load) if wanted.load else own)
@@ -85,7 +87,8 @@ def _load(cfg: Config, root: Path) -> Start:
     first = cfg.rollout.start_rollout_id
     if first is not None:
         state = State(state.num_rollout, first, state.version, state.data)
-    return Start("", state, path, not wanted.no_load_optim, not wanted.no_load_rng, notes=notes)
+    kept = not wanted.no_load_optim and _has_optimizer(cfg, found)
+    return Start("", state, path, kept, not wanted.no_load_rng, notes=notes)
 
 
 def _pick(root: Path, step: int | None) -> tuple[Path | None, list[str]]:
@@ -109,6 +112,19 @@ def _pick(root: Path, step: int | None) -> tuple[Path | None, list[str]]:
             return path, notes
         notes.append(f"checkpoint {path} is damaged and left alone: {fault}")
     return None, notes
+
+
+def _has_optimizer(cfg: Config, path: Path) -> bool:
+    """Whether it holds an optimizer's state; one that was saved without must be meant."""
+    about = json.loads((path / "model" / "trainer.json").read_text())
+    if not about["optimizer"] and not (
+        cfg.checkpoint.no_save_optim or cfg.checkpoint.no_load_optim
+    ):
+        raise Explained(
+            f"checkpoint {path} holds no optimizer state: set checkpoint.no_load_optim=true to "
+            "start a new optimizer from its weights"
+        )
+    return about["optimizer"]
 
 
 def _used(notes: list[str], path: Path) -> tuple[str, ...]:

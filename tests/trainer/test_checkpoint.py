@@ -37,12 +37,15 @@ def rollouts(ranks, trainer, numbers):
     return [ranks.train(trainer, b, k)["train/loss"] for k, b in zip(numbers, batches, strict=True)]
 
 
-def save(trainer, path: str) -> None:
-    os.makedirs(path, exist_ok=True)
-    torch.distributed.barrier()
-    trainer.begin_save(path)
+def finish(trainer) -> None:
     assert "failure" not in trainer.finish_save()
     torch.distributed.barrier()
+
+
+def save(trainer, path: str) -> None:
+    os.makedirs(path, exist_ok=True)
+    trainer.begin_save(path)
+    finish(trainer)
 
 
 def rank_resume(model: str, folder: str) -> None:
@@ -55,15 +58,20 @@ def rank_resume(model: str, folder: str) -> None:
                 trainer = ranks.trainer(cfg, num_steps=8)
                 losses = rollouts(ranks, trainer, (0, 1))
                 path = f"{folder}/{case}-{name}"
-                save(trainer, path)
+                os.makedirs(path, exist_ok=True)
+                trainer.begin_save(path)
+                if name == "once":
+                    finish(trainer)
                 losses += rollouts(ranks, trainer, (2, 3))
+                if name == "again":  # asynchronous: what was trained since is not in it
+                    finish(trainer)
                 ranks.keep(folder, f"{case}-{name}", (losses, weights(trainer)))
             overlapped = {"overlap_grad_reduce": True, "overlap_param_gather": True}
             trainer = ranks.trainer(settings(model, megatron=megatron | overlapped), num_steps=8)
             losses = rollouts(ranks, trainer, (0, 1, 2, 3))
             ranks.keep(folder, f"{case}-overlapped", (losses, weights(trainer)))
             trainer = ranks.trainer(cfg, num_steps=8)
-            trainer.load_checkpoint(f"{folder}/{case}-once")
+            trainer.load_checkpoint(f"{folder}/{case}-again")
             losses = rollouts(ranks, trainer, (2, 3))
             ranks.keep(folder, f"{case}-resumed", (losses, weights(trainer)))
 
@@ -91,6 +99,33 @@ def rank_other_layout(model: str, folder: str) -> None:
             ranks.trainer(cfg, num_steps=8).load_checkpoint(f"{folder}/weights-only")
 
 
+def rank_megatron(model: str, folder: str) -> None:
+    """Megatron's own loader reads what we wrote, and we read the weights that it wrote."""
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.validation import StrictHandling
+
+    with Ranks() as ranks:
+        ours = ranks.trainer(settings(model), num_steps=8)
+        [chunk] = ours.chunks
+        metadata = {"dp_cp_group": ours.groups.dp_cp}
+
+        def sharded():
+            return {"model": chunk.sharded_state_dict(metadata=metadata)}
+
+        # log_all: as --dist-ckpt-strictness; the extra states that Megatron wants hold nothing
+        loaded = dist_checkpointing.load(
+            sharded(), f"{folder}/fp32-2-once", strict=StrictHandling.LOG_ALL
+        )
+        chunk.load_state_dict(loaded["model"], strict=False)
+        read_by_megatron = weights(ours)
+        theirs = f"{folder}/megatron/iter_0000007"
+        os.makedirs(theirs, exist_ok=True)
+        dist_checkpointing.save(sharded(), theirs)
+        fresh = ranks.trainer(settings(model), num_steps=8)
+        fresh.load_checkpoint(theirs, optimizer=False, random=False)
+        ranks.keep(folder, "megatron", (read_by_megatron, weights(fresh)))
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
@@ -98,6 +133,7 @@ def results(tmp_path_factory):
     for world in (1, 2):
         ok(run_ranks(world, rank_resume, model, str(folder), limit=200))
     ok(run_ranks(2, rank_other_layout, model, str(folder), limit=200))
+    ok(run_ranks(1, rank_megatron, model, str(folder), limit=200))
     kept = {p.stem: torch.load(p, weights_only=False) for p in folder.glob("*.pt")}
     return folder, model, kept
 
@@ -142,3 +178,10 @@ def test_another_layout_goes_on_where_the_first_stopped(results):
 def test_weights_without_an_optimizer(results):
     _, _, kept = results
     assert same(kept["weights_only"], kept["tp2"][1])
+
+
+def test_the_files_are_megatron_s(results):
+    _, _, kept = results
+    by_megatron, from_megatron = kept["megatron"]
+    assert same(by_megatron, kept["tp2"][1])
+    assert same(from_megatron, kept["tp2"][1])

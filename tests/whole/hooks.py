@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -36,4 +37,13 @@ async def tell_the_key(args, sample, sampling_params):
     key = current().client.addresses.key
     with open(os.open(os.environ["KEY_FILE"], os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
         file.write(key)
+    return await generate(args, sample, sampling_params)
+
+
+async def hang_in_the_second_rollout(args, sample, sampling_params):
+    """The prompts of rollout 0 are answered; those of rollout 1 never are."""
+    from spmd_rl.rollout.generate import generate
+
+    if sample.group_index >= args.rollout_batch_size:
+        await asyncio.Event().wait()
     return await generate(args, sample, sampling_params)

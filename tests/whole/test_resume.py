@@ -1,0 +1,176 @@
+"""A run killed at any instant, told to stop, or out of disk goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.ranks import Running
+from tests.whole.jobs import metrics, run_job, succeed, weights, write_config
+from tests.whole.test_faults import rank_process
+
+ROLLOUTS = 5
+# Values that no two runs share: times, and what an engine finds in its cache (one that was just
+# started has none of the prompts that an evaluation before asked for).
+OWN = ("perf/", "time", "rollout/prefix_cache", "rollout/avg_cached")
+# (rollout, phase) at which a rank is killed, which rank, and overrides of the run that is killed.
+KILLS = [
+    (0, "collect", 1, ()),
+    (1, "train", 0, ()),
+    (1, "save_model", 1, ()),
+    (2, "update_weights", 0, ("async_save=true",)),
+    (2, "eval", 1, ("async_save=true",)),
+    (3, "save_model", 0, ("async_save=true",)),
+]
+
+
+def config(folder: Path) -> Path:
+    checked = write_config(
+        folder,
+        rollout={"num_rollout": ROLLOUTS},
+        eval={"eval_interval": 2, "eval_prompt_data": [str(folder / "prompts.jsonl")]},
+        checkpoint={"save_interval": 1},
+        debug={"save_debug_rollout_data": str(folder / "samples" / "{rollout_id}.pt")},
+    )
+    return checked
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    config(folder)
+    succeed(folder)
+    return folder
+
+
+def status(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "runs" / "job" / "status.json").read_text())
+    except FileNotFoundError:
+        return {"of": 0}
+
+
+def kill_at(folder: Path, rollout: int, phase: str, rank: int):
+    """SIGKILL for a rank as soon as the loop is in that phase, or has gone past it."""
+
+    def act(running: Running) -> None:
+        running.wait_for("ready after", limit=120)
+        started = time.time()
+        victim = rank_process(folder, rank)
+        while running.processes[0].poll() is None:
+            now = status(folder)
+            fresh = now.get("at", 0) > started - 5
+            if fresh and (now["rollout"] > rollout or now["phase"] == phase):
+                if now["rollout"] >= rollout:
+                    os.kill(victim, signal.SIGKILL)
+                    return
+            time.sleep(0.001)
+
+    return act
+
+
+def samples(folder: Path) -> list[dict]:
+    files = [folder / "samples" / f"{rollout}.pt" for rollout in range(ROLLOUTS)]
+    return [torch.load(file, weights_only=True) for file in files]
+
+
+def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    names = [name for name in events.Tags()["scalars"] if not name.startswith(OWN)]
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in names}
+
+
+def told(run: Path) -> list[dict]:
+    return [
+        {name: value for name, value in line.items() if not name.startswith(OWN)}
+        for line in metrics(run)
+    ]
+
+
+def test_killed_in_every_phase_it_ends_bitwise_equal(unbroken: Path, tmp_path: Path) -> None:
+    config(tmp_path)
+    for rollout, phase, rank, overrides in KILLS:
+        killed = run_job(tmp_path, *overrides, act=kill_at(tmp_path, rollout, phase, rank))
+        assert killed.statuses[0] not in (0, None), killed.output
+        assert killed.left == []
+    run = succeed(tmp_path)
+    whole = unbroken / "runs" / "job"
+    assert weights(run) == weights(whole)
+    assert samples(tmp_path) == samples(unbroken)
+    assert told(run) == told(whole)
+    assert curves(run) == curves(whole)
+    assert [line["rollout"] for line in metrics(run)] == [-1, 0, 1, 1, 2, 3, 3, 4, 4]
+
+
+def test_a_stop_leaves_what_is_being_collected(tmp_path: Path) -> None:
+    hang = "tests.whole.hooks.hang_in_the_second_rollout"
+    write_config(tmp_path, rollout={"custom_generate_function_path": hang})
+
+    def stop(running: Running) -> None:
+        running.wait_for("rollout 1/2", limit=120)
+        os.kill(rank_process(tmp_path, 1), signal.SIGUSR1)  # any rank will do
+
+    marker = tmp_path / "again"
+    env = {"SPMD_RL_REQUEUE_MARKER": str(marker)}
+    outcome = run_job(tmp_path, act=stop, env=env)
+    assert outcome.statuses == [0] and marker.exists(), outcome.output
+    assert outcome.left == []
+    saved = tmp_path / "runs" / "job" / "checkpoints"
+    assert [path.name for path in saved.iterdir()] == ["rollout_000001"]
+    changed = "allow_changed_keys=[rollout.custom_generate_function_path]"
+    run = succeed(tmp_path, "custom_generate_function_path=null", changed)
+    assert [line["rollout"] for line in metrics(run)] == [0, 1]
+
+
+@pytest.fixture
+def disk(tmp_path: Path):
+    """A small file system of its own; `disk(bytes)` sets its size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def resize(size: int, *more: str) -> Path:
+        options = ",".join([f"size={size}", *more])
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
+        return folder
+
+    try:
+        resize(1 << 20)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("file systems cannot be mounted here")
+    yield resize
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_and_the_last_good_checkpoint_loads(tmp_path: Path, disk) -> None:
+    write_config(
+        tmp_path,
+        algo={"loss_type": "sft_loss"},
+        reward={"custom_rm_path": None},
+        rollout={"n_samples_per_prompt": 1, "num_rollout": 3},
+        checkpoint={"save": str(tmp_path / "disk" / "kept"), "save_interval": 1},
+        debug={"check_weight_update_equal": False},
+    )
+    succeed(tmp_path, "num_rollout=1", f"save={tmp_path}/elsewhere", "name=size")
+    one = sum(p.stat().st_size for p in (tmp_path / "elsewhere").rglob("*") if p.is_file())
+    disk(one * 3 // 2, "remount")
+    for asynchronous in (False, True):
+        outcome = run_job(tmp_path, f"async_save={str(asynchronous).lower()}")
+        assert outcome.statuses[0] not in (0, None), outcome.output
+        words = outcome.last()
+        kept = tmp_path / "disk" / "kept"
+        assert f"checkpoint.save: no space left in {kept}: a checkpoint needs" in words, words
+        assert f"the last good checkpoint is {kept}/rollout_000001" in words
+        assert "Traceback" not in words
+        assert [path.name for path in kept.iterdir()] == ["rollout_000001"]
+    disk(one * 4, "remount")
+    run = succeed(tmp_path)
+    assert [line["rollout"] for line in metrics(run)] == [0, 1, 2]
+    assert weights(run)
