@@ -71,7 +71,6 @@ class Trainer:
         self.data: RolloutData | None = None
         self.first_rollout: int | None = None
         self.saver = checkpoint.Saver(self.groups, self.device, cfg.checkpoint.async_save)
-        self.saving: str | Path = ""
         self._host_values: list[dict[str, float]] = []
         self.loss = loss.Loss(cfg)
         self.pushed = Pushed(self.chunks) if cfg.algo.keep_old_actor else None
@@ -223,13 +222,12 @@ class Trainer:
         """Copy weights, optimizer, schedule and random state, and start to write them."""
         wanted = self.cfg.checkpoint
         optimizer = None if wanted.no_save_optim else self.optimizer
-        self.saver.begin(directory, self.chunks, optimizer, not wanted.no_save_rng)
-        self.saving = directory
+        random = not wanted.no_save_rng
+        self.saver.begin(directory, self.chunks, optimizer, self.schedule, random)
 
     def finish_save(self) -> dict[str, Any]:
         """The end of the save begun last, when all is on disk; see checkpoint.Saver.finish."""
-        optimizer = None if self.cfg.checkpoint.no_save_optim else self.optimizer
-        return self.saver.finish(self.saving, optimizer, self.schedule)
+        return self.saver.finish()
 
     def load_checkpoint(
         self, directory: str | Path, optimizer: bool = True, random: bool = True

@@ -42,10 +42,16 @@ class Saver:
         self.image: Image | None = None
         self.thread: threading.Thread | None = None
         self.failure: OSError | None = None
-        self._listed: list[list[Any]] = []  # the chunks of all ranks, on the first
+        self.directory = Path()
+        self.about: dict[str, Any] = {}  # what is no tensor, as it was at `begin`
 
     def begin(
-        self, directory: str | Path, chunks: list[Any], optimizer: Any | None, random: bool
+        self,
+        directory: str | Path,
+        chunks: list[Any],
+        optimizer: Any | None,
+        schedule: Any,
+        random: bool,
     ) -> None:
         """Take a copy and start to write it. `optimizer` None: weights only."""
         assert self.thread is None, "finish() comes before the next begin()"
@@ -55,7 +61,8 @@ class Saver:
             file = f"__{dist.get_rank()}_0.distcp"
             self.image = Image(pieces, file, pinned=self.device.type == "cuda")
         self.image.fill(pieces)
-        self.failure = None
+        self.about = _about(self.groups, optimizer, schedule)
+        self.failure, self.directory = None, Path(directory)
         self.thread = threading.Thread(target=self._write, args=(self.image, directory))
         self.thread.daemon = True  # an end for another reason must not wait for the disk
         self.thread.start()
@@ -70,7 +77,7 @@ class Saver:
     def writing(self) -> bool:
         return self.thread is not None and self.thread.is_alive()
 
-    def finish(self, directory: str | Path, optimizer: Any | None, schedule: Any) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Collective: wait for the disk; the first rank adds what makes it a checkpoint.
 
         Returns this rank's `bytes` and, where writing failed, the `failure` in words and whether
@@ -80,15 +87,14 @@ class Saver:
         self.thread.join()
         self.thread = None
         answer: dict[str, Any] = {"bytes": len(self.image.bytes)}
-        step = max((_steps(part) for part in optimizers(optimizer)), default=0)
-        mine = (self.image.chunks, step, self.failure is None)
+        mine = (self.image.chunks, self.about["step"], self.failure is None)
         found: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
         dist.gather_object(mine, found)
         try:
             if found is not None and all(written for _, _, written in found):
-                step = max(step for _, step, _ in found)
-                about = _about(self.groups, optimizer, schedule, step)
-                _complete(Path(directory), [c for chunks, _, _ in found for c in chunks], about)
+                self.about["step"] = max(step for _, step, _ in found)
+                chunks = [chunk for listed, _, _ in found for chunk in listed]
+                _complete(self.directory, chunks, self.about)
         except OSError as error:
             self.failure = error
         if not self.keep:
@@ -99,11 +105,12 @@ class Saver:
         return answer
 
 
-def _about(groups: Groups, optimizer: Any, schedule: Any, step: int) -> dict[str, Any]:
+def _about(groups: Groups, optimizer: Any, schedule: Any) -> dict[str, Any]:
     return {
         "layout": _layout(groups),
         "optimizer": optimizer is not None,
-        "step": step,
+        # 0 where this rank's optimizer owns nothing
+        "step": max((_steps(part) for part in optimizers(optimizer)), default=0),
         "schedule": schedule.state_dict(),
         "scalers": [_scaler(part) for part in optimizers(optimizer)],
     }

@@ -67,11 +67,10 @@ def kill_at(folder: Path, rollout: int, phase: str, rank: int):
         victim = rank_process(folder, rank)
         while running.processes[0].poll() is None:
             now = status(folder)
-            fresh = now.get("at", 0) > started - 5
-            if fresh and (now["rollout"] > rollout or now["phase"] == phase):
-                if now["rollout"] >= rollout:
-                    os.kill(victim, signal.SIGKILL)
-                    return
+            mine = now.get("at", 0) > started - 5 and now["rollout"] >= rollout
+            if mine and (now["rollout"] > rollout or now["phase"] == phase):
+                os.kill(victim, signal.SIGKILL)
+                return
             time.sleep(0.001)
 
     return act
