@@ -131,8 +131,10 @@ def measure(cfg: Config, url: str, collector: Collector, rounds: int) -> dict[st
             admin.flush()
             if name == "collector":
                 began = time.perf_counter()
-                batch = collector.collect(rollout, 1).batch
-                timing = Timing(time.perf_counter() - began, int(batch.response_lengths.sum()))
+                made = collector.collect(rollout, 1)
+                assert made is not None
+                tokens = int(made.batch.response_lengths.sum())
+                timing = Timing(time.perf_counter() - began, tokens)
             else:
                 timing = asyncio.run(bare(url, requests))
             if rollout:

@@ -84,13 +84,7 @@ class Trainer:
         parameters = export.named_parameters(self.chunks)
         model.mark_split(parameters, self.names)
         freeze.apply(parameters, cfg.train, groups)
-        hf.load(
-            self.start,
-            export.named_tensors(self.chunks),
-            self.names,
-            (groups.tp_rank, groups.tp_size),
-            (groups.etp_rank, groups.etp_size),
-        )
+        self._read(self.start)
         self.wrapped = optimizer.wrap(self.chunks, self.config, cfg.megatron)
         self.optimizer = optimizer.build(self.wrapped, self.config, cfg)
         optimizer.after_steps(self.wrapped)
@@ -240,9 +234,19 @@ class Trainer:
 
     def load_weights(self, directory: str | Path) -> None:
         """First weights from another Hugging Face directory than the reference model's."""
-        parameters = export.named_parameters(self.chunks)
-        hf.load(directory, parameters, self.names, self.groups.tp_rank, self.groups.tp_size)
+        self._read(directory)
         self.optimizer.reload_model_params()
+
+    def _read(self, directory: str | Path) -> None:
+        """This rank's part of a Hugging Face directory's weights."""
+        groups = self.groups
+        hf.load(
+            directory,
+            export.named_tensors(self.chunks),
+            self.names,
+            (groups.tp_rank, groups.tp_size),
+            (groups.etp_rank, groups.etp_size),
+        )
 
     def offload(self) -> None:
         """Give device memory back while engines generate."""

@@ -167,7 +167,8 @@ def _metadata(groups: Groups) -> dict[str, Any]:
 
 
 def _layout(groups: Groups) -> list[int]:
-    return [groups.tp_size, groups.pp_size, groups.cp_size, groups.dp_size]
+    sizes = (groups.tp_size, groups.pp_size, groups.cp_size, groups.dp_size, groups.ep_size)
+    return [*sizes, groups.etp_size]
 
 
 def _steps(part: Any) -> int:

@@ -94,6 +94,7 @@ def told(run: Path) -> list[dict]:
     ]
 
 
+@pytest.mark.timeout(900)  # seven jobs, one after another
 def test_killed_in_every_phase_it_ends_bitwise_equal(unbroken: Path, tmp_path: Path) -> None:
     config(tmp_path)
     for rollout, phase, rank, overrides in KILLS:
@@ -148,7 +149,9 @@ def disk(tmp_path: Path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_said_and_the_last_good_checkpoint_loads(tmp_path: Path, disk) -> None:
+def test_a_full_disk_is_said_and_the_last_good_checkpoint_loads(
+    unbroken: Path, tmp_path: Path, disk
+) -> None:
     write_config(
         tmp_path,
         algo={"loss_type": "sft_loss"},
@@ -157,8 +160,8 @@ def test_a_full_disk_is_said_and_the_last_good_checkpoint_loads(tmp_path: Path, 
         checkpoint={"save": str(tmp_path / "disk" / "kept"), "save_interval": 1},
         debug={"check_weight_update_equal": False},
     )
-    succeed(tmp_path, "num_rollout=1", f"save={tmp_path}/elsewhere", "name=size")
-    one = sum(p.stat().st_size for p in (tmp_path / "elsewhere").rglob("*") if p.is_file())
+    *_, newest = sorted((unbroken / "runs" / "job" / "checkpoints").iterdir())
+    one = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
     disk(one * 3 // 2, "remount")
     for asynchronous in (False, True):
         outcome = run_job(tmp_path, f"async_save={str(asynchronous).lower()}")
