@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = {"hidden": 768, "layers": 12, "heads": 12, "kv_heads": 12, "ffn": 2048, "vocab": 16384}
@@ -126,7 +127,7 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     from tools.make_tiny_model import make_tiny_model
 
-    shape = MODEL | ({"hidden": options.hidden, "layers": 2} if options.hidden else {})
+    shape: dict[str, Any] = MODEL | ({"hidden": options.hidden, "layers": 2} if options.hidden else {})
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-checkpoint-") as folder:
         model = make_tiny_model(Path(folder) / "model", "qwen2", **shape)
         code = f"from tools.bench_checkpoint import rank_main as m; m({str(model)!r}, {folder!r}, "
