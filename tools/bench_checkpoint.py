@@ -127,7 +127,9 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     from tools.make_tiny_model import make_tiny_model
 
-    shape: dict[str, Any] = MODEL | ({"hidden": options.hidden, "layers": 2} if options.hidden else {})
+    shape: dict[str, Any] = MODEL | (
+        {"hidden": options.hidden, "layers": 2} if options.hidden else {}
+    )
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-checkpoint-") as folder:
         model = make_tiny_model(Path(folder) / "model", "qwen2", **shape)
         code = f"from tools.bench_checkpoint import rank_main as m; m({str(model)!r}, {folder!r}, "
