@@ -105,6 +105,22 @@ class Saver:
         return answer
 
 
+def save(
+    directory: str | Path,
+    chunks: list[Any],
+    optimizer: Any | None,
+    schedule: Any,
+    groups: Groups,
+) -> None:
+    """Collective: both halves at once, for converters. `optimizer` None: weights only."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    saver = Saver(groups, torch.device("cpu"), keep=False)
+    saver.begin(directory, chunks, optimizer, schedule, random=False)
+    answer = saver.finish()
+    if "failure" in answer:
+        raise OSError(f"{directory} cannot be written: {answer['failure']}")
+
+
 def _about(groups: Groups, optimizer: Any, schedule: Any) -> dict[str, Any]:
     return {
         "layout": _layout(groups),
