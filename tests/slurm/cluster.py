@@ -96,6 +96,17 @@ class Namespace:
     def enter(self, *words: str) -> list[str]:
         return ["nsenter", f"--net=/proc/{self.process.pid}/ns/net", *words]
 
+    def mount(self, *words: str) -> None:
+        """Change what this node alone sees of the disk."""
+        self._in_mounts("mount", *words)
+
+    def unmount(self, path: Path) -> None:
+        self._in_mounts("umount", str(path))
+
+    def _in_mounts(self, *words: str) -> None:
+        space = f"--mount=/proc/{self.process.pid}/ns/mnt"
+        subprocess.run(["nsenter", space, *words], check=True)
+
     def ip(self, command: str) -> None:
         subprocess.run(self.enter("ip", *command.split()), check=True)
 
