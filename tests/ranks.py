@@ -3,8 +3,8 @@ with a hard limit.
 
 Comes in: a function that takes strings; goes out: an Outcome with statuses, output and what was
 left running. The launcher is `agent` (ranks as torchrun would start them, this process serving the
-store: quick), `plain` (rank 0 serves the store), `srun` (the same, told by Slurm's variables) or
-`torchrun` (the real one).
+store: quick), `plain` (rank 0 serves the store), `srun` (the same, told by Slurm's variables),
+`torchrun` (the real one) or `torchruns` (two of them, each a "node", which start ranks again).
 """
 
 from __future__ import annotations
@@ -125,6 +125,12 @@ def _starts(n: int, command: list[str], launcher: str, stack: contextlib.ExitSta
             f"--nproc-per-node={n}",
         ]
         return [([*run, "--no-python", *command], {})]
+    if launcher == "torchruns":
+        meet = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{_port()}"]
+        meet += ["--local-addr=127.0.0.1", f"--nproc-per-node={n // 2}", "--max-restarts=3"]
+        run = [sys.executable, "-m", "torch.distributed.run", *meet, "--no-python", *command]
+        env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        return [(run, env), (run, env)]
     if launcher == "agent":
         from torch.distributed import TCPStore
 

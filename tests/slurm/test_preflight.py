@@ -1,4 +1,4 @@
-"""slurm/preflight.sbatch finds nothing on healthy nodes, and each thing that was broken on others."""
+"""slurm/preflight.sbatch finds nothing on healthy nodes, and all that was broken on others."""
 
 from __future__ import annotations
 

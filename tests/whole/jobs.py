@@ -55,10 +55,10 @@ def write_config(folder: Path, **changes: dict[str, Any]) -> Path:
     return path
 
 
-def run_job(folder: Path, *overrides: str, ranks: int = 2, limit: float = 120.0, **more) -> Outcome:
+def run_job(folder: Path, *overrides: str, ranks: int = 2, **more) -> Outcome:
     """The job of `folder`'s configuration under the real torchrun; everything it printed."""
     argv = ("--config", str(folder / "config.yaml"), *overrides)
-    return run_ranks(ranks, program, *argv, launcher="torchrun", limit=limit, **more)
+    return run_ranks(ranks, program, *argv, **{"launcher": "torchrun", "limit": 120.0} | more)
 
 
 def succeed(folder: Path, *overrides: str, ranks: int = 2, **more) -> Path:

@@ -24,13 +24,12 @@ def shared_memory() -> set[str]:
 
 def rank_process(folder: Path, rank: int) -> int:
     """The process of a rank, by the variable that torchrun gives it."""
-    wanted = {f"RANK={rank}", f"LOCAL_RANK={rank}"}
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             words = Path("/proc", entry, "cmdline").read_text().split("\0")
             if str(folder / "config.yaml") not in words or "--no-python" in words:
                 continue
-            if wanted <= set(Path("/proc", entry, "environ").read_text().split("\0")):
+            if f"RANK={rank}" in Path("/proc", entry, "environ").read_text().split("\0"):
                 return int(entry)
     raise AssertionError(f"no process of rank {rank}")
 

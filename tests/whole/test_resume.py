@@ -13,6 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from spmd_rl.control import REQUEUE
 from tests.ranks import Running
 from tests.whole.jobs import metrics, run_job, succeed, weights, write_config
 from tests.whole.test_faults import rank_process
@@ -110,6 +111,19 @@ def test_killed_in_every_phase_it_ends_bitwise_equal(unbroken: Path, tmp_path: P
     assert [line["rollout"] for line in metrics(run)] == [-1, 0, 1, 1, 2, 3, 3, 4, 4]
 
 
+@pytest.mark.timeout(400)
+def test_two_nodes_start_again_by_themselves(unbroken: Path, tmp_path: Path) -> None:
+    """torchrun --max-restarts, one agent a node; only one of them has the rank that is killed."""
+    config(tmp_path)
+    kill = kill_at(tmp_path, 1, "collect", 1)
+    outcome = run_job(tmp_path, act=kill, launcher="torchruns", limit=300)
+    assert outcome.statuses == [0, 0], outcome.output
+    assert outcome.output.count("ready after") == 2 and outcome.left == []
+    run, whole = tmp_path / "runs" / "job", unbroken / "runs" / "job"
+    assert weights(run) == weights(whole)
+    assert told(run) == told(whole)
+
+
 def test_a_stop_leaves_what_is_being_collected(tmp_path: Path) -> None:
     hang = "tests.whole.hooks.hang_in_the_second_rollout"
     write_config(tmp_path, rollout={"custom_generate_function_path": hang})
@@ -118,10 +132,9 @@ def test_a_stop_leaves_what_is_being_collected(tmp_path: Path) -> None:
         running.wait_for("rollout 1/2", limit=120)
         os.kill(rank_process(tmp_path, 1), signal.SIGUSR1)  # any rank will do
 
-    marker = tmp_path / "again"
-    env = {"SPMD_RL_REQUEUE_MARKER": str(marker)}
-    outcome = run_job(tmp_path, act=stop, env=env)
-    assert outcome.statuses == [0] and marker.exists(), outcome.output
+    left = tmp_path / "status"  # for slurm/run.sbatch
+    outcome = run_job(tmp_path, act=stop, env={"SPMD_RL_STATUS_FILE": str(left)})
+    assert outcome.statuses == [0] and left.read_text() == f"{REQUEUE}\n", outcome.output
     assert outcome.left == []
     saved = tmp_path / "runs" / "job" / "checkpoints"
     assert [path.name for path in saved.iterdir()] == ["rollout_000001"]
