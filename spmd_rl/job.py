@@ -22,6 +22,7 @@ from spmd_rl.layout import describe, launched, needs_engines
 from spmd_rl.metrics import steps_per_rollout
 from spmd_rl.rollout.collector import Collector
 from spmd_rl.rollout.fleet import EngineAddresses, Engines
+from spmd_rl.rollout.repair import Repairs
 from spmd_rl.rollout.router import Router
 from spmd_rl.runlog import RunLog
 from spmd_rl.summary import write_summary
@@ -87,15 +88,19 @@ def lead(cfg: Config, worker: Worker, job: control.Job, run_dir: Path, started: 
     resumed = f"; resumed from {Path(start.model).parent}" if start.state and start.model else ""
     log.say(f"trainer: {info}{resumed}")
 
-    addresses = None
+    addresses, router, mends = None, None, cfg.rollout.use_fault_tolerance
     if generates:
         urls = [url for _, url in sorted(sum(workers.engines_ready(), []))]
         key = job.secret.key(ENGINES)
-        router = Router(cfg, urls, key, run_dir)
+        router = Router(cfg, urls, key, run_dir, None if mends else job.fail)
         addresses = EngineAddresses(urls, router.url, key)
         workers.connect(urls)
         collector.connect(addresses)
     engines = Engines(cfg, addresses)
+    if router and mends:
+        notices = control.Notices(job)
+        engines.repairs = Repairs(cfg, engines, workers, router, collector, notices, log.say)
+        collector.while_waiting = engines.repairs.watch
     log.say(f"ready after {time.time() - started:.1f} s")
 
     checkpoints = Checkpoints(cfg, workers, log, start.origin, state)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spmd_rl import control
 from spmd_rl.batch.plan import plan_batch
 from spmd_rl.config import Config
 from spmd_rl.control import Job, command
@@ -28,6 +29,7 @@ class Worker:
         self.cfg, self.placement, self.job, self.run_dir = cfg, placement, job, run_dir
         self.trains = job.rank in placement.train_ranks
         self.host: EngineHost | None = None
+        self.version: int | None = None  # the last that was pushed
 
     @command
     def launch_engines(self) -> None:
@@ -39,6 +41,7 @@ class Worker:
         specs = [spec for spec in self.placement.engines if spec.host_rank == self.job.rank]
         if specs:
             key = self.job.secret.key(ENGINES)
+            self.notices = control.Notices(self.job)
             self.host = EngineHost(self.cfg, specs, self.run_dir, self.job, key, self.engine_ended)
             if not engine_args.after_trainer(self.cfg):
                 self.host.launch()
@@ -78,8 +81,23 @@ class Worker:
         return self.host.wait_ready()
 
     def engine_ended(self, index: int, text: str) -> None:
-        """An engine of this node ended by itself: the cause of whatever else is seen of it."""
-        self.job.fail(text)
+        """An engine of this node ended by itself: the cause of whatever else is seen of it. Called
+        by the host's own thread."""
+        if self.cfg.rollout.use_fault_tolerance:
+            assert self.host is not None
+            self.notices.post([index, self.host.engines[index].starts, text])
+        else:
+            self.job.fail(text)
+
+    @command
+    def restart_engines(self, starts: dict[int, int]) -> dict[int, str]:
+        """Start these engines of this node again (`starts`: how often each was), on memory the
+        trainer does not hold. Returns why some did not come up.
+        """
+        if self.trains:
+            self.trainer.offload()
+            self.pusher.renew(list(starts))
+        return self.host.restart(starts) if self.host else {}
 
     @command
     def connect(self, urls: list[str]) -> None:
@@ -102,15 +120,22 @@ class Worker:
         return self.trainer.train(rollout)
 
     @command
-    def push_weights(self, version: int) -> dict[str, float]:
-        """Give the engines this version; the trainer's memory is theirs afterwards."""
+    def push_weights(self, version: int, engines: list[int]) -> dict[str, dict]:
+        """Give these engines this version; the trainer's memory is theirs afterwards. They stay
+        paused. Returns `stats`, and why engines `failed`; without use_fault_tolerance that is
+        raised.
+        """
         if not self.trains:
             return {}
         self.trainer.onload()
-        stats = self.pusher.push(self.trainer, version)
-        self.trainer.weights_pushed(version)
+        stats, failed = self.pusher.push(self.trainer, version, engines)
+        if failed and not self.cfg.rollout.use_fault_tolerance:
+            raise next(iter(failed.values()))
+        if version != self.version:  # else it goes to engines that were started again
+            self.trainer.weights_pushed(version)
+        self.version = version
         self.trainer.offload()
-        return stats
+        return {"stats": stats, "failed": {index: str(why) for index, why in failed.items()}}
 
     @command
     def begin_save(self, path: str) -> None:

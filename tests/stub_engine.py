@@ -28,6 +28,7 @@ class Answer(NamedTuple):
     status: int = 200
     text: str = "stub"
     hold: bool = False  # never answered
+    raw: str | None = None  # the body, in place of a sound one
 
 
 class Addresses(NamedTuple):
@@ -85,6 +86,8 @@ class StubEngine:
             self.in_flight -= 1
         if answer.status != 200:
             return web.Response(status=answer.status, text="stub refuses")
+        if answer.raw is not None:
+            return web.Response(text=answer.raw)
         return web.json_response(self.body(body, answer))
 
     def body(self, body: dict[str, Any], answer: Answer) -> dict[str, Any]:

@@ -96,6 +96,14 @@ class RolloutConfig(Section):
     group_requests: bool = True
     # seconds for one generation request
     rollout_request_timeout: float = Field(default=3600.0, gt=0)
+    # mend engines that die, hang or answer garbage; false: their failure ends the run
+    use_fault_tolerance: bool = False
+    # seconds between health checks of an engine that generates (with use_fault_tolerance)
+    rollout_health_check_interval: float = Field(default=30.0, gt=0)
+    # seconds without a token after which a health check has failed
+    rollout_health_check_timeout: float = Field(default=30.0, gt=0)
+    # seconds more before the first check after new weights
+    rollout_health_check_first_wait: float = Field(default=0.0, ge=0)
     # prompts started at once; None: rollout_batch_size
     over_sampling_batch_size: int | None = Field(default=None, ge=1)
     dynamic_sampling_filter_path: str | None = None  # function that keeps or drops a group

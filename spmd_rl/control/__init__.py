@@ -9,6 +9,7 @@ from spmd_rl.control.job import Job, join
 from spmd_rl.control.lock import hold
 from spmd_rl.control.logs import log_only, log_to, terminal
 from spmd_rl.control.memory import PeakMemory, tree_memory
+from spmd_rl.control.notices import Notices
 from spmd_rl.control.report import Explained
 from spmd_rl.control.signals import stop_requested
 from spmd_rl.control.status import FAULTY, REQUEUE, tell_script
@@ -19,6 +20,7 @@ __all__ = [
     "Child",
     "Explained",
     "Job",
+    "Notices",
     "PeakMemory",
     "Workers",
     "clean_env",

@@ -35,6 +35,10 @@ class EngineAdmin:
         self.name = f"engine {url}" if index is None else f"engine {index} ({url})"
         self._address = urlsplit(url)
         self._headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        self.renew()
+
+    def renew(self) -> None:
+        """Another process answers at the URL from now on."""
         self._asleep: set[str] = set()
         self._has_sessions: bool | None = None
 
@@ -44,6 +48,14 @@ class EngineAdmin:
         """Whether the server answers and counts itself healthy."""
         try:
             return self._send("GET", "/health", None, timeout)[0] == 200
+        except EngineError:
+            return False
+
+    def generates(self, timeout: float) -> bool:
+        """Whether the engine still computes: a server whose scheduler hangs has good health. Takes
+        a second."""
+        try:
+            return self._send("GET", "/health_generate", None, timeout)[0] == 200
         except EngineError:
             return False
 

@@ -2,22 +2,36 @@
 
 Comes in: token ids and sampling parameters; goes out: `Generated`. Single samples go to the router
 (or the only engine), several at once to one engine, aborts to every engine. A request is sent again
-only when no answer was begun: generating has no effect on an engine, so that is safe. It must not
-know prompts or rewards.
+when its engine breaks: generating has no effect on an engine, one answer is taken, and the seed
+makes it the answer there would have been. It must not know prompts or rewards.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import aiohttp
 import orjson
 
+from spmd_rl.rollout.answers import (
+    BadAnswer,
+    EngineError,
+    EngineFault,
+    EngineUnreachable,
+    Generated,
+    Unpushed,
+    read_answer,
+)
+from spmd_rl.tasks import cancel
+
 CONNECT_TRIES = 5
 FIRST_PAUSE = 0.1  # seconds before the second try; doubles
 OVERLOADED = (502, 503, 504)  # the router has no engine for us yet
+
+Tell = Callable[[int, int, str], None]  # engine, its starts, what is wrong with it
 
 
 class Addresses(Protocol):
@@ -31,33 +45,40 @@ class Addresses(Protocol):
     def key(self) -> str: ...
 
 
-class EngineError(RuntimeError):
-    """An engine refused a request."""
+@dataclass(eq=False)
+class _Server:
+    """An engine or the router, as requests see it."""
 
-
-class EngineUnreachable(EngineError):
-    """No answer came, in time or at all: most likely the engine is dead."""
-
-
-class Generated(NamedTuple):
-    """What an engine made of one request; the lists have one entry per new token."""
-
-    text: str
-    tokens: list[int]
-    log_probs: list[float]
-    versions: list[int]
-    finish: str  # stop, length or abort
-    prompt_tokens: int
-    cached_tokens: int
+    name: str
+    url: str
+    index: int = -1  # of the engine; -1: the router
+    starts: int = 0  # how often it was started again
+    in_flight: int = 0  # samples
+    broken: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class EngineClient:
-    """One connection pool for all engines of the job."""
+    """One connection pool for all engines of the job.
 
-    def __init__(self, addresses: Addresses, timeout: float):
+    `tell`: engines are mended while we generate. It hears of one that is broken; until `mended`,
+    others get its requests. None: whatever breaks is raised.
+    """
+
+    def __init__(
+        self,
+        addresses: Addresses,
+        timeout: float,
+        tell: Tell | None = None,
+        vocab_size: int | None = None,
+    ):
         self.addresses, self.timeout = addresses, timeout
-        self._in_flight = Counter({url: 0 for url in addresses.urls})
-        self._names = {url: f"engine {i} ({url})" for i, url in enumerate(addresses.urls)}
+        self._tell, self._vocab_size = tell, vocab_size
+        self.engines = [
+            _Server(f"engine {i} ({url})", url, i) for i, url in enumerate(addresses.urls)
+        ]
+        router = addresses.router_url
+        self._router = None if router in addresses.urls else _Server(f"router ({router})", router)
+        self._mended = asyncio.Event()
         headers = {"Content-Type": "application/json"}
         if addresses.key:
             headers["Authorization"] = f"Bearer {addresses.key}"
@@ -70,7 +91,7 @@ class EngineClient:
     async def generate(self, tokens: list[int], sampling: dict[str, Any]) -> Generated:
         """One sample, by whichever engine the router chooses."""
         body = {"input_ids": tokens, "sampling_params": sampling, "return_logprob": True}
-        return read_answer(await self.post(self.addresses.router_url, "/generate", body))
+        return (await self._deliver(body, 1, self._router))[0]
 
     async def generate_together(
         self, tokens: list[list[int]], sampling: list[dict[str, Any]]
@@ -78,76 +99,120 @@ class EngineClient:
         """Samples by one engine in one request, each with its own options; the router knows no
         such requests. The engine with the fewest samples in flight gets them."""
         body = {"input_ids": tokens, "sampling_params": sampling, "return_logprob": True}
-        url = min(self.addresses.urls, key=self._in_flight.__getitem__)
-        self._in_flight[url] += len(tokens)
-        try:
-            return [read_answer(answer) for answer in await self.post(url, "/generate", body)]
-        finally:
-            self._in_flight[url] -= len(tokens)
+        return await self._deliver(body, len(tokens))
 
     async def abort_all(self) -> None:
         """Tell every engine to stop what it is generating."""
-        body = {"abort_all": True}
-        await asyncio.gather(
-            *(self.post(url, "/abort_request", body) for url in self.addresses.urls)
-        )
+        await asyncio.gather(*map(self._abort, self.engines))
 
-    async def post(self, url: str, path: str, body: dict[str, Any]) -> Any:
-        """The JSON answer. Sent again while nothing answers, or the router knows no engine."""
-        data = orjson.dumps(body)
-        name = self._names.get(url, f"the router ({url})")
-        for attempt in range(CONNECT_TRIES):
-            last = attempt + 1 == CONNECT_TRIES
-            try:
-                async with self._http.post(url + path, data=data) as response:
-                    content = await response.read()
-                    if response.status == 200:
-                        return orjson.loads(content) if content.strip() else None
-                    if last or response.status not in OVERLOADED:
-                        raise _refusal(name, response.status, content)
-            except asyncio.TimeoutError as error:
-                raise EngineUnreachable(
-                    f"{name} gave no answer within {self.timeout:g} s "
-                    "(rollout.rollout_request_timeout)"
-                ) from error
-            except aiohttp.ClientConnectionError as error:
-                if last:
-                    raise EngineUnreachable(f"{name} cannot be reached: {error!r}") from error
-            await asyncio.sleep(FIRST_PAUSE * 2**attempt)
-        raise AssertionError("unreachable")
+    def broke(self, indices: list[int]) -> None:
+        """These engines are gone: their requests go elsewhere at once."""
+        for index in indices:
+            self.engines[index].broken.set()
+
+    def mended(self, index: int, starts: int) -> None:
+        """The engine was started again, `starts` times by now, and has the trainer's weights."""
+        engine = self.engines[index]
+        engine.starts = starts
+        engine.broken = asyncio.Event()
+        self._mended.set()
 
     async def close(self) -> None:
         await self._http.close()
 
+    async def _deliver(
+        self, body: dict[str, Any], size: int, server: _Server | None = None
+    ) -> list[Generated]:
+        """The answers to a request of `size` samples; the first server may be given."""
+        while True:
+            server = server or await self._choose()
+            server.in_flight += size
+            try:
+                return self._read(server, await self._ask(server, body), size)
+            except EngineFault as error:
+                if self._tell is None:
+                    raise
+                self._found_broken(server, error)
+                if isinstance(error, Unpushed):
+                    await asyncio.sleep(FIRST_PAUSE)
+            finally:
+                server.in_flight -= size
+            server = None  # past the router: it may go on choosing the engine that is broken
 
-def read_answer(answer: dict[str, Any]) -> Generated:
-    """One answer of /generate."""
-    meta = answer["meta_info"]
-    pairs = meta.get("output_token_logprobs") or []
-    count = len(pairs)
-    return Generated(
-        text=answer.get("text", ""),
-        tokens=[pair[1] for pair in pairs],
-        log_probs=[pair[0] for pair in pairs],
-        versions=_versions(meta, count),
-        finish=(meta.get("finish_reason") or {}).get("type", "abort"),
-        prompt_tokens=meta.get("prompt_tokens", 0),
-        cached_tokens=meta.get("cached_tokens", 0),
-    )
+    async def _choose(self) -> _Server:
+        """The sound engine with the fewest samples in flight; waits while there is none."""
+        while not (sound := [one for one in self.engines if not one.broken.is_set()]):
+            self._mended.clear()
+            await self._mended.wait()
+        return min(sound, key=lambda engine: engine.in_flight)
 
+    async def _ask(self, server: _Server, body: dict[str, Any]) -> Any:
+        """The answer, unless the engine is known to be broken before."""
+        asked = self.post(server, "/generate", body)
+        if self._tell is None:
+            return await asked
+        asking, broken = asyncio.create_task(asked), asyncio.create_task(server.broken.wait())
+        try:
+            await asyncio.wait((asking, broken), return_when=asyncio.FIRST_COMPLETED)
+            if asking.done():
+                return asking.result()
+            raise EngineUnreachable(f"{server.name} broke")
+        finally:
+            await cancel((asking, broken))
 
-def _versions(meta: dict[str, Any], count: int) -> list[int]:
-    """The version of each token: spans where the engine tells them, else one for all."""
-    versions = [_number(meta.get("weight_version"))] * count
-    for span in meta.get("weight_versions") or ():
-        stop = min(span["end"], count)
-        versions[span["start"] : stop] = [_number(span["version"])] * (stop - span["start"])
-    return versions
+    def _read(self, server: _Server, answer: Any, size: int) -> list[Generated]:
+        parts = answer if isinstance(answer, list) else [answer]
+        try:
+            if len(parts) != size:
+                raise BadAnswer(f"gave {len(parts)} answers to {size} samples")
+            return [read_answer(part, self._vocab_size, self._tell is not None) for part in parts]
+        except EngineFault as error:
+            raise type(error)(f"{server.name} {error}") from error
 
+    def _found_broken(self, server: _Server, error: EngineFault) -> None:
+        if server.index < 0 or server.broken.is_set() or isinstance(error, Unpushed):
+            return
+        server.broken.set()
+        assert self._tell is not None
+        self._tell(server.index, server.starts, str(error))
 
-def _number(version: Any) -> int:
-    """Versions are counted; an engine nobody pushed to calls its own 'default'."""
-    return int(version) if str(version).isdigit() else 0
+    async def _abort(self, engine: _Server) -> None:
+        if engine.broken.is_set():
+            return
+        try:
+            await self.post(engine, "/abort_request", {"abort_all": True})
+        except EngineFault as error:
+            if self._tell is None:
+                raise
+            self._found_broken(engine, error)
+
+    async def post(self, server: _Server, path: str, body: dict[str, Any]) -> Any:
+        """The JSON answer. Sent again while nothing answers, or the router knows no engine."""
+        data = orjson.dumps(body)
+        for attempt in range(CONNECT_TRIES):
+            last = attempt + 1 == CONNECT_TRIES
+            who = server.name
+            try:
+                async with self._http.post(server.url + path, data=data) as response:
+                    content = await response.read()
+                    if response.status == 200:
+                        return orjson.loads(content) if content.strip() else None
+                    if last or response.status not in OVERLOADED:
+                        raise _refusal(who, response.status, content)
+            except orjson.JSONDecodeError as error:
+                raise BadAnswer(f"{who} answered without JSON: {error}") from error
+            except asyncio.TimeoutError as error:
+                raise EngineUnreachable(
+                    f"{who} gave no answer within {self.timeout:g} s "
+                    "(rollout.rollout_request_timeout)"
+                ) from error
+            except aiohttp.ClientConnectionError as error:
+                if last:
+                    raise EngineUnreachable(f"{who} cannot be reached: {error!r}") from error
+            except aiohttp.ClientError as error:
+                raise EngineUnreachable(f"{who} broke off: {error!r}") from error
+            await asyncio.sleep(FIRST_PAUSE * 2**attempt)
+        raise AssertionError("unreachable")
 
 
 def _refusal(who: str, status: int, content: bytes) -> EngineError:

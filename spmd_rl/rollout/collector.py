@@ -64,6 +64,10 @@ class Collector:
         self._state: dict[str, Any] = {}
         self._num_prompts: int | None = None
         self._until: Until = None  # when what is being waited for is to be abandoned
+        # called a few times a second while an answer is awaited
+        self.while_waiting: Callable[[], None] = lambda: None
+        self._sending = False
+        self._reported: list[tuple[int, int, str]] = []
         ours, theirs = socket.socketpair()
         with theirs:
             self._child = _spawn(self.log, theirs)
@@ -110,6 +114,19 @@ class Collector:
         """Where the data stands after the last rollout."""
         return self._state
 
+    def broke(self, indices: list[int]) -> None:
+        """These engines are being started again: others get their requests."""
+        self._send("broke", indices)
+
+    def mended(self, index: int, starts: int) -> None:
+        """The engine generates again; it was started again `starts` times."""
+        self._send("mended", index, starts)
+
+    def reported(self) -> list[tuple[int, int, str]]:
+        """Engines found broken since the last call: index, how often it was started again, why."""
+        found, self._reported = self._reported, []
+        return found
+
     def load_state(self, state: dict[str, Any]) -> None:
         self._call("load_state", state)
         self._state = state
@@ -137,11 +154,14 @@ class Collector:
 
     def _send(self, name: str, *args: Any) -> int:
         self._sent += 1
+        number, self._sending = self._sent, True
         try:
-            self._pipe.send((self._sent, name, args))
+            self._pipe.send((number, name, args))
         except Closed:
             self._died()
-        return self._sent
+        finally:
+            self._sending = False
+        return number
 
     def _wait(self, number: int) -> Any:
         """The answer to a request; a failure of any earlier one comes first."""
@@ -161,7 +181,10 @@ class Collector:
             self.notes = value
             for note in value:
                 print(f"data: {note}", flush=True)
-        self._answers[answered] = value
+        if answered:
+            self._answers[answered] = value
+        else:
+            self._reported.append(value)
 
     def _check_alive(self) -> None:
         """While an answer is awaited, a few times a second."""
@@ -170,6 +193,8 @@ class Collector:
             self._send("abandon")
         if self._child.poll() is not None and not self._pipe.ready():
             self._died()
+        if not self._sending:  # it may send, and a message must not stand within another
+            self.while_waiting()
 
     def _died(self) -> NoReturn:
         status = self._child.process.wait(CLOSE_SECONDS)

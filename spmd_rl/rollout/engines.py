@@ -24,14 +24,14 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from spmd_rl.config import Config
 from spmd_rl.rollout import engine_args
-from spmd_rl.rollout.admin import EngineAdmin
+from spmd_rl.rollout.admin import EngineAdmin, EngineError
 from spmd_rl.rollout.launchers import CpuLauncher, CudaLauncher
 from spmd_rl.rollout.monitor import Ended, Monitor
 from spmd_rl.rollout.ports import Ports
@@ -74,6 +74,7 @@ class _Engine:
     url: str = ""
     ports: tuple[int, int] | None = None  # the server's and NCCL's
     ready: bool = False
+    starts: int = 0  # after the first
 
 
 class EngineHost:
@@ -115,20 +116,31 @@ class EngineHost:
             self._wait(index, deadline)
         return [(index, engine.url) for index, engine in self.engines.items()]
 
-    def restart(self, index: int, timeout: float = START_SECONDS) -> str:
-        """Replace an engine, dead or not, under the same URL. Its weights are those of the
-        checkpoint.
+    def restart(self, starts: Mapping[int, int], timeout: float = START_SECONDS) -> dict[int, str]:
+        """Replace engines, dead or not, under their URLs; `starts` has how often each was. They
+        have the checkpoint's weights and are paused. Returns why some did not come up.
         """
-        self.monitor.forget(index)
-        self.launcher.stop(index)
-        self._start(index)
-        self._wait(index, time.monotonic() + timeout)
-        return self.engines[index].url
+        mine = [index for index in self.engines if index in starts]
+        self.launcher.prepare()  # it may have ended with the engines
+        for index in mine:
+            self.monitor.forget(index)
+            self.launcher.stop(index)
+        for index in mine:
+            self.engines[index].starts = starts[index]
+            self._start(index)
+        failed = {}
+        for index in mine:
+            try:
+                self._wait(index, time.monotonic() + timeout, [index])
+                EngineAdmin(self.engines[index].url, self.key, index).pause()
+            except (EngineDied, EngineError) as error:
+                failed[index] = str(error)
+        return failed
 
-    def check(self) -> None:
-        """Raise EngineDied when an engine has ended."""
-        for index, engine in self.engines.items():
-            status = self.launcher.status(index)
+    def check(self, indices: Iterable[int] | None = None) -> None:
+        """Raise EngineDied when one of these engines, or of all, has ended."""
+        for index in self.engines if indices is None else indices:
+            engine, status = self.engines[index], self.launcher.status(index)
             if status is not None:
                 raise EngineDied(describe_death(f"engine {index}", status, engine.log))
 
@@ -145,13 +157,13 @@ class EngineHost:
         env = engine_args.environment(self.cfg) | engine_args.cpu_bind(engine.spec, engine.order)
         self.launcher.start(index, args, env, engine.log)
 
-    def _wait(self, index: int, deadline: float) -> None:
+    def _wait(self, index: int, deadline: float, watched: Iterable[int] | None = None) -> None:
         engine = self.engines[index]
         if engine.ready:
             return
         admin = EngineAdmin(engine.url, self.key, index)
         while not engine.ready:
-            self.check()
+            self.check(watched)
             engine.ready = admin.health(timeout=2.0)
             if not engine.ready and time.monotonic() > deadline:
                 raise EngineDied(
@@ -163,9 +175,12 @@ class EngineHost:
 
     def _death(self, ended: Ended) -> str:
         status, until = ended.status, time.monotonic() + STATUS_SECONDS
-        while status is None and not ended.part and time.monotonic() < until:
-            status = self.launcher.status(ended.server)
-            time.sleep(0.02)
+        try:
+            while status is None and not ended.part and time.monotonic() < until:
+                status = self.launcher.status(ended.server)
+                time.sleep(0.02)
+        except EngineDied as error:  # together with what it was forked from
+            return str(error)
         log = self.engines[ended.server].log
         return describe_death(f"engine {ended.server}", status, log, ended.part)
 

@@ -5,13 +5,16 @@ Comes in: their addresses. It must not know how they were started or which trans
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spmd_rl.config import Config
-from spmd_rl.rollout.admin import EngineAdmin
+from spmd_rl.rollout.admin import EngineAdmin, EngineError
+
+if TYPE_CHECKING:
+    from spmd_rl.rollout.repair import Repairs
 
 
 class EngineAddresses(NamedTuple):
@@ -26,33 +29,76 @@ CACHES = ("kv_cache", "cuda_graph")  # what an engine needs besides its weights
 
 
 class Engines:
-    """All engines; does nothing when the run has none (SFT)."""
+    """All engines; does nothing when the run has none (SFT). `repairs`: an engine that fails is
+    mended; None: its failure is raised.
+    """
 
     def __init__(self, cfg: Config, addresses: EngineAddresses | None):
         self.sleeps = bool(cfg.placement.offload_rollout)
         self.admins = admins(addresses.urls, addresses.key) if addresses else []
         self.pool = ThreadPoolExecutor(max(1, len(self.admins)), thread_name_prefix="engines")
+        self.version = 0  # the last that was pushed
+        self.repairs: Repairs | None = None
 
     @contextmanager
     def asleep(self) -> Iterator[None]:
         """Engine memory belongs to the trainer inside; weights must be pushed before it ends."""
+        if self.repairs:
+            self.repairs.collected()
         if self.sleeps:
-            self._each(lambda admin: (admin.flush(), admin.sleep(("weights", *CACHES))))
+            self._each(
+                self._sound(), lambda admin: (admin.flush(), admin.sleep(("weights", *CACHES)))
+            )
         yield
 
-    def push(self, workers, version: int) -> dict[str, float]:
+    def push(self, workers: Any, version: int) -> dict[str, float]:
         """Give every engine the trainer's weights as `version` and wake it. Returns timings."""
         if not self.admins:
             return {}
+        self.version = version
+        stats = self.fill(workers, self._sound())
+        return stats | (self.repairs.pushed() if self.repairs else {})
+
+    def fill(self, workers: Any, indices: list[int]) -> dict[str, float]:
+        """Give these engines the present version. The others keep their requests: they are
+        interrupted only where the trainer needs the memory of their caches for the push.
+        """
+        others = [index for index in self._sound() if index not in indices]
         if self.sleeps:
-            self._each(lambda admin: admin.wake(("weights",)))
-        stats = workers.push_weights(version)[0]
+            self._each(others, lambda admin: (admin.pause(), admin.flush(), admin.sleep(CACHES)))
+            self._each(indices, lambda admin: (admin.wake(("weights",)), admin.sleep(CACHES)))
+        stats, failed = {}, {}
+        if indices := [index for index in self._sound() if index in indices]:
+            answers = workers.push_weights(self.version, indices)
+            stats = answers[0]["stats"] if answers[0] else {}
+            for answer in answers:
+                failed.update(answer.get("failed", {}))
+        for index, why in failed.items():
+            self._broke(index, EngineError(why))
         if self.sleeps:
-            self._each(lambda admin: admin.wake(CACHES))
+            self._each(self._sound(), lambda admin: admin.wake(CACHES))
+            self._each(others, lambda admin: admin.resume())
+        self._each(indices, lambda admin: admin.resume())
         return stats
 
-    def _each(self, action) -> None:
-        list(self.pool.map(action, self.admins))
+    def _each(self, indices: Iterable[int], action: Callable[[EngineAdmin], Any]) -> None:
+        """At once on these engines, but for those found broken."""
+        chosen = [index for index in self._sound() if index in set(indices)]
+        tasks = [(index, self.pool.submit(action, self.admins[index])) for index in chosen]
+        for index, task in tasks:
+            try:
+                task.result()
+            except EngineError as error:
+                self._broke(index, error)
+
+    def _sound(self) -> list[int]:
+        broken = self.repairs.broken if self.repairs else {}
+        return [index for index in range(len(self.admins)) if index not in broken]
+
+    def _broke(self, index: int, error: EngineError) -> None:
+        if self.repairs is None:
+            raise error
+        self.repairs.broke(index, str(error))
 
 
 def admins(urls: list[str], key: str) -> list[EngineAdmin]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from spmd_rl import hooks
 from spmd_rl.config.schema import Config
-from spmd_rl.rollout.client import EngineClient, Generated
+from spmd_rl.rollout.answers import Generated
+from spmd_rl.rollout.client import EngineClient
 from spmd_rl.tasks import Slots
 from spmd_rl.types import Sample, Status
 

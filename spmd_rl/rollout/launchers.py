@@ -40,8 +40,9 @@ class CpuLauncher:
 
     def prepare(self) -> None:
         """Start the fork server, if it is not there; it begins to import at once."""
-        if self.server is not None:
+        if self.server is not None and self.server.poll() is None:
             return
+        self._buffer, self._running, self._ended = b"", set(), {}
         self.channel, theirs = socket.socketpair()
         argv = [sys.executable, "-m", "spmd_rl.rollout.fork_server"]
         env = engine_args.environment(self.cfg)
@@ -127,6 +128,8 @@ class CudaLauncher:
         self._private: tempfile.TemporaryDirectory | None = None
 
     def prepare(self) -> None:
+        if self._private is not None:
+            return
         self._private = tempfile.TemporaryDirectory(prefix="spmd_rl-engines-")  # mode 0700
 
     def start(self, index: int, args: dict[str, Any], env: dict[str, str], log: Path) -> None:

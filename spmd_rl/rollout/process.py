@@ -15,12 +15,13 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from spmd_rl.rollout.pipe import AsyncPipe, Closed
 
 COMMANDS = ("num_prompts", "connect", "collect", "evaluate", "load_state", "close")
-
+NEWS = ("broke", "mended")  # of engines: taken in at once, also while a command is at work
 
 TORCH_HINT = (
     "The collector loads transformers without torch unless a function of yours needs it: write "
@@ -48,21 +49,32 @@ def main() -> None:
 
 
 async def serve(pipe: AsyncPipe) -> None:
-    """Requests one after another. "abandon" ends the one at hand, if any; its answer is None."""
+    """Requests one after another. News are taken in between; "abandon" ends the request at hand, if
+    any, and its answer is None. What nobody asked for goes out under number 0: engines that the
+    client found broken.
+    """
     service = None
     requests: asyncio.Queue[tuple[int, str, tuple] | None] = asyncio.Queue()
     current: asyncio.Task[Any] | None = None
+    reports: set[asyncio.Task[None]] = set()
 
     async def receive() -> None:
         try:
             while True:
-                request = await pipe.receive()
-                if request[1] != "abandon":
-                    requests.put_nowait(request)
+                number, name, args = await pipe.receive()
+                if name in NEWS and service is not None:
+                    getattr(service, name)(*args)
+                elif name != "abandon":
+                    requests.put_nowait((number, name, args))
                 elif current is not None:
                     current.cancel()
         except Closed:
             requests.put_nowait(None)
+
+    def report(index: int, starts: int, why: str) -> None:
+        task = asyncio.create_task(pipe.send((0, (index, starts, why), None)))
+        reports.add(task)
+        task.add_done_callback(reports.discard)
 
     receiving = asyncio.create_task(receive())
     while request := await requests.get():
@@ -70,7 +82,7 @@ async def serve(pipe: AsyncPipe) -> None:
         value, failure = None, None
         try:
             if service is None:
-                service, value = await _start(*args)
+                service, value = await _start(args[0], report)
             else:
                 assert name in COMMANDS, name
                 current = asyncio.create_task(getattr(service, name)(*args))
@@ -89,13 +101,13 @@ async def serve(pipe: AsyncPipe) -> None:
     receiving.cancel()
 
 
-async def _start(settings: dict[str, Any]):
+async def _start(settings: dict[str, Any], report: Callable[[int, int, str], None]):
     """The service and what the user should know about the data."""
     from spmd_rl.config.schema import Config
     from spmd_rl.rollout.service import Service
 
     service = await asyncio.get_running_loop().run_in_executor(
-        None, lambda: Service(Config.model_validate(settings), without_torch=True)
+        None, lambda: Service(Config.model_validate(settings), True, report)
     )
     # What is loaded by now stays; one look through all of it for garbage takes 0.1 to 0.4 s.
     gc.collect()
@@ -105,7 +117,7 @@ async def _start(settings: dict[str, Any]):
 
 def _failure(error: Exception) -> Failure:
     from spmd_rl.data.rows import DataError
-    from spmd_rl.rollout.client import EngineUnreachable
+    from spmd_rl.rollout.answers import EngineUnreachable
 
     text = "".join(traceback.format_exception(error))
     if isinstance(error, ImportError) and "PyTorch" in text and "torch" not in sys.modules:

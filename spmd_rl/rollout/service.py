@@ -18,7 +18,8 @@ from spmd_rl.data.prompts import training_source
 from spmd_rl.data.template import Template, load_tokenizer
 from spmd_rl.rewards.score import Scorer
 from spmd_rl.rollout import dump, evaluate
-from spmd_rl.rollout.client import Addresses, EngineClient
+from spmd_rl.rollout.answers import vocab_size
+from spmd_rl.rollout.client import Addresses, EngineClient, Tell
 from spmd_rl.rollout.collect import Round, collect_round
 from spmd_rl.rollout.columns import in_order, to_batch
 from spmd_rl.rollout.filters import verdict
@@ -36,8 +37,10 @@ Collected = tuple[Batch, dict[str, float], dict[str, Any]]  # batch, metrics, st
 class Service:
     """One run's rollouts, one request at a time."""
 
-    def __init__(self, cfg: Config, without_torch: bool = False):
+    def __init__(self, cfg: Config, without_torch: bool = False, report: Tell | None = None):
+        """`report` hears of engines found broken; None, or without use_fault_tolerance: raised."""
         self.cfg = cfg
+        self.report = report if cfg.rollout.use_fault_tolerance else None
         # Before the tokenizer: a hook that imports torch gets a transformers that knows it.
         self.scorer = Scorer(cfg)
         self.filter = hooks.optional(cfg.rollout.dynamic_sampling_filter_path)
@@ -66,11 +69,22 @@ class Service:
         return len(self._source())
 
     async def connect(self, addresses: Addresses) -> None:
-        client = EngineClient(addresses, self.cfg.rollout.rollout_request_timeout)
+        timeout = self.cfg.rollout.rollout_request_timeout
+        client = EngineClient(addresses, timeout, self.report, vocab_size(self.cfg))
         if self.generator:
             await self.generator.client.close()
         self.generator = Generator(self.cfg, self.tokenizer, client)
         use(self.generator)
+
+    def broke(self, indices: list[int]) -> None:
+        """These engines are being started again."""
+        if self.generator:
+            self.generator.client.broke(indices)
+
+    def mended(self, index: int, starts: int) -> None:
+        """The engine generates again; it was started again `starts` times."""
+        if self.generator:
+            self.generator.client.mended(index, starts)
 
     async def collect(self, rollout: int, version: int) -> Collected:
         if self.encoder is None:

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from spmd_rl.config import Config
 from spmd_rl.rollout import engine_args
-from spmd_rl.rollout.admin import EngineAdmin
+from spmd_rl.rollout.admin import EngineAdmin, EngineError
 from spmd_rl.types import EngineSpec
 from spmd_rl.weights.bucket import NamedTensor
 
@@ -97,8 +97,10 @@ def check_engines(
     specs: Iterable[EngineSpec],
     admins: list[EngineAdmin],
     tensors: Iterable[NamedTensor],
-) -> None:
-    """Raise WeightsDiffer unless all engines hold exactly `tensors`."""
+) -> dict[int, EngineError]:
+    """Raise WeightsDiffer unless all engines hold exactly `tensors`. Returns what went wrong with
+    those that could not be asked.
+    """
     config = json.loads((Path(engine_args.model_path(cfg)) / "config.json").read_text())
     if config["model_type"] not in FAMILIES:
         raise ValueError(
@@ -112,13 +114,19 @@ def check_engines(
         {size: Layout(config, size, ffn_multiple) for size in {len(s.ranks) for s in specs}},
         getattr(torch, engine_args.dtype(cfg)),
     )
+    failed: dict[int, EngineError] = {}
     for spec in specs:
-        actual = admins[spec.index].checksums()
+        try:
+            actual = admins[spec.index].checksums()
+        except EngineError as error:
+            failed[spec.index] = error
+            continue
         for rank, (want, have) in enumerate(zip(expected[len(spec.ranks)], actual, strict=True)):
             if problem := difference(want, have):
                 raise WeightsDiffer(
                     f"engine {spec.index}, tensor-parallel rank {rank}, after the push: {problem}"
                 )
+    return failed
 
 
 def expected_checksums(

@@ -2,22 +2,21 @@
 
 Comes in: the trainer's full tensors under their Hugging Face names, which all train ranks iterate
 together, and the engines' addresses. Goes out: seconds and bytes. Order: pause, flush, begin,
-buckets, end with the version, resume; afterwards each engine must report the version, and on
-request every tensor must have the trainer's bits.
+buckets, end with the version; afterwards each engine must report the version, and on request every
+tensor must have the trainer's bits. Engines stay paused: who woke them resumes them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from datetime import timedelta
 
 import torch.distributed as dist
 
 from spmd_rl.config import Config
 from spmd_rl.rollout import engine_args, fleet
-from spmd_rl.rollout.admin import EngineAdmin, EngineError
+from spmd_rl.rollout.admin import EngineError
 from spmd_rl.types import Placement
 from spmd_rl.weights.bucket import NamedTensor, split
 from spmd_rl.weights.equal import check_engines
@@ -32,100 +31,82 @@ class Pusher:
         self.cfg, self.placement, self.job = cfg, placement, job
         self.first = job.rank == placement.train_ranks[0]
         self.limit = cfg.debug.update_weight_buffer_size
-        self.key = key
+        self.admins = fleet.admins(urls, key)
         if placement.colocate:
-            self.sender = self._tensor_sender(urls)
+            self.sender = self._tensor_sender()
         else:
-            self.sender = self._distributed_sender(urls) if self.first else None
+            self.sender = self._distributed_sender() if self.first else None
 
-    def push(self, trainer, version: int) -> dict[str, float]:
-        """Send everything; returns timings on the first train rank of each engine."""
+    def push(
+        self, trainer, version: int, engines: list[int] | None = None
+    ) -> tuple[dict[str, float], dict[int, EngineError]]:
+        """Send everything to these engines, all by default, which stay paused.
+
+        Returns timings, on the first train rank of each engine, and what went wrong with which
+        engine. That ends nobody's part in the push: all train ranks export the tensors together.
+        """
+        chosen = [spec.index for spec in self.placement.engines]
+        chosen = chosen if engines is None else engines
         started = time.perf_counter()
-        size = self._send(trainer.hf_tensors(), version)
+        size, failed = self._send(trainer.hf_tensors(), version, chosen)
         stats = {
             "perf/update_weights_time": time.perf_counter() - started,
             "perf/update_weights_bytes": float(size),
         }
         if self.cfg.debug.check_weight_update_equal:
-            self.check_equal(trainer.hf_tensors())
+            failed |= self.check_equal(trainer.hf_tensors(), chosen)
             stats["perf/check_weights_time"] = (
                 time.perf_counter() - started - stats["perf/update_weights_time"]
             )
-        return stats
+        return stats, failed
 
-    def check_equal(self, tensors: Iterable[NamedTensor]) -> None:
-        """Raise unless every engine tensor has the trainer's bits. All train ranks together."""
+    def check_equal(
+        self, tensors: Iterable[NamedTensor], engines: list[int] | None = None
+    ) -> dict[int, EngineError]:
+        """Raise unless every tensor of these engines has the trainer's bits. All train ranks
+        together. Returns what went wrong with engines that could not be asked.
+        """
         dist.barrier()  # other ranks may still be filling their engines
         if self.first:
-            check_engines(self.cfg, self.placement.engines, self.all_admins, tensors)
-        else:
-            for _ in tensors:
-                pass
+            specs = [s for s in self.placement.engines if engines is None or s.index in engines]
+            return check_engines(self.cfg, specs, self.admins, tensors)
+        for _ in tensors:
+            pass
+        return {}
 
-    def reconnect(self, urls: list[str]) -> None:
-        """Engines were replaced: speak to the new ones from now on."""
-        self._drop()
-        self.__init__(self.cfg, self.placement, self.job, urls, self.key)
+    def renew(self, engines: list[int]) -> None:
+        """These engines were started again: what was known of them is void."""
+        for index in engines:
+            self.admins[index].renew()
+        if isinstance(self.sender, DistributedSender):
+            self.sender.renew(engines)
 
-    def _send(self, tensors: Iterable[NamedTensor], version: int) -> int:
+    def _send(
+        self, tensors: Iterable[NamedTensor], version: int, engines: list[int]
+    ) -> tuple[int, dict[int, EngineError]]:
         sender, size = self.sender, 0
-        admins = sender.admins if sender else []
-        each(admins, begin)
-        if isinstance(sender, DistributedSender):
-            sender.connect()
+        if sender:
+            sender.open(engines)
         for run in split(tensors, self.limit):
             size += sum(tensor.nbytes for _, tensor in run)
             if sender:
                 sender.send(run)
-        if sender:
-            sender.finish()
-        each(admins, lambda admin: end(admin, version))
-        return size
+        return size, sender.close(version) if sender else {}
 
-    def _tensor_sender(self, urls: list[str]) -> TensorSender:
+    def _tensor_sender(self) -> TensorSender:
         mine, group, admin = None, None, None
-        self.all_admins = fleet.admins(urls, self.key)
         for spec in self.placement.engines:
             members = [self.placement.train_ranks.index(rank) for rank in spec.ranks]
             # All train ranks make all groups, in one order.
             made = dist.new_group(members, backend="gloo") if len(members) > 1 else None
             if self.job.rank in spec.ranks:
                 mine, group = spec, made
-                admin = self.all_admins[spec.index] if spec.ranks[0] == self.job.rank else None
+                admin = self.admins[spec.index] if spec.ranks[0] == self.job.rank else None
         return TensorSender(mine, group, self.job.rank, admin)
 
-    def _distributed_sender(self, urls: list[str]) -> DistributedSender:
-        self.all_admins = fleet.admins(urls, self.key)
+    def _distributed_sender(self) -> DistributedSender:
         backend = "nccl" if engine_args.device_of(self.cfg) == "cuda" else "gloo"
         timeout = timedelta(minutes=self.cfg.placement.distributed_timeout_minutes)
         return DistributedSender(
-            self.placement.engines, self.all_admins, self.job.host, backend, timeout
+            self.placement.engines, self.admins, self.job.host, backend, timeout
         )
-
-    def _drop(self) -> None:
-        if isinstance(self.sender, DistributedSender):
-            self.sender.disconnect()
-
-
-def begin(admin: EngineAdmin) -> None:
-    """The engine stops, forgets what it computed with the old weights, and opens itself."""
-    admin.pause()
-    admin.flush()
-    admin.begin_update()
-
-
-def end(admin: EngineAdmin, version: int) -> None:
-    admin.end_update(version)
-    reported = admin.version()
-    if reported != str(version):
-        raise EngineError(
-            f"{admin.name} reports weights of version {reported} after version {version} was pushed"
-        )
-    admin.resume()
-
-
-def each(admins: list[EngineAdmin], action: Callable[[EngineAdmin], None]) -> None:
-    """At once on all engines; raises the first failure."""
-    if admins:
-        with ThreadPoolExecutor(len(admins)) as pool:
-            list(pool.map(action, admins))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spmd_rl.rollout.client import EngineError
+from spmd_rl.rollout.answers import EngineError
 from spmd_rl.rollout.collector import CollectorError
 from tests.rollout.collecting import collecting, config, in_this_process, sums
 from tests.stub_engine import KEY, Addresses, Answer, stub_engine

@@ -130,7 +130,8 @@ def test_a_dead_engine_is_noticed_with_its_log_and_can_be_started_again(engine, 
         with pytest.raises(EngineDied, match=f"engine {index} was killed by SIGKILL.*") as died:
             wait_until(host.check)
         assert "scheduler" in str(died.value).lower()  # the log's end says what happened
-        host.restart(index, timeout=120)
+        assert host.restart({index: 1}, timeout=120) == {}
+        EngineAdmin(host.engines[index].url, KEY).resume()
         assert log_probs(post(host.engines[index].url, "/generate", REQUEST))
     assert not family(host)
 
@@ -149,7 +150,9 @@ def test_an_engines_end_is_told_at_once_whichever_process_dies_first(engine, tmp
         how = f"engine {index} was killed by SIGKILL" + (f" (its process {part})" if part else "")
         assert how in text.splitlines()[-1]
         url = host.engines[index].url
-        host.restart(index, timeout=120)  # one that is ended on purpose is nobody's loss
+        assert (
+            host.restart({index: 1}, timeout=120) == {}
+        )  # one that is ended on purpose is nobody's loss
         assert host.engines[index].url == url
     assert told.empty()
 

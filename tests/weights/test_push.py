@@ -67,7 +67,8 @@ def push_twice(colocate: str, urls: str, first: str, second: str) -> None:
         second, debug={"check_weight_update_equal": True, "update_weight_buffer_size": 50_000}
     )
     pusher = Pusher(cfg, place, job, json.loads(urls), KEY)
-    stats = pusher.push(trainer_of(first), 1)
+    stats, failed = pusher.push(trainer_of(first), 1)
+    assert not failed
     name = "model.layers.1.mlp.up_proj.weight"
     changed = trainer_of(first).tensors[name].clone()
     changed.view(torch.int32)[3, 3] ^= 1
@@ -96,6 +97,7 @@ def test_every_engine_gets_the_trainers_bits(engine, wide, colocate):
     [stats] = done.lines("stats: ")
     assert json.loads(stats)["perf/update_weights_bytes"] > 400_000
     for live in (engine, wide):
+        live.admin.resume()
         replies = live.generate(PROMPTS, {"max_new_tokens": 8, "ignore_eos": True})
         expected = hf_log_probs(other, PROMPTS, [r["output_ids"] for r in replies])
         for reply, row in zip(replies, expected, strict=True):

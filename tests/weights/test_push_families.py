@@ -35,6 +35,7 @@ def test_pushed_weights_give_transformers_log_probs(engine, family, tmp_path):
         done = run_ranks(1, rank_push, json.dumps([url]), str(second), limit=120)
         assert done.statuses == [0], done.output
         live = LiveEngine(url, second, tmp_path, host)
+        live.admin.resume()
         replies = live.generate(PROMPTS, {"max_new_tokens": 8, "ignore_eos": True})
         expected = hf_log_probs(second, PROMPTS, [r["output_ids"] for r in replies])
         for reply, row in zip(replies, expected, strict=True):

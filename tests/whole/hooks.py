@@ -6,6 +6,9 @@ import asyncio
 import os
 import signal
 import time
+from pathlib import Path
+
+from spmd_rl.rollout.generate import current, generate
 
 
 def score(args, sample, **_) -> float:
@@ -32,8 +35,6 @@ async def kill_collector(args, sample, sampling_params):
 
 async def tell_the_key(args, sample, sampling_params):
     """Generate as usual; leave the engines' key in a file that the test names."""
-    from spmd_rl.rollout.generate import current, generate
-
     key = current().client.addresses.key
     with open(os.open(os.environ["KEY_FILE"], os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
         file.write(key)
@@ -46,4 +47,24 @@ async def hang_in_the_second_rollout(args, sample, sampling_params):
 
     if sample.group_index >= args.rollout_batch_size:
         await asyncio.Event().wait()
+    return await generate(args, sample, sampling_params)
+
+
+HOLD = "SPMD_RL_TEST_HOLD"  # folder of named pipes, one for each rollout that is to wait
+_released: dict[int, asyncio.Event] = {}
+
+
+async def held(args, sample, sampling_params):
+    """No sample of a rollout is asked for before the test has let it go."""
+    from spmd_rl.rollout.generate import generate
+
+    size = args.rollout_batch_size * args.n_samples_per_prompt
+    rollout, nth = divmod(sample.index, size)
+    pipe = Path(os.environ.get(HOLD, "/nowhere"), str(rollout))
+    if pipe.exists():
+        released = _released.setdefault(rollout, asyncio.Event())
+        if not nth:
+            await asyncio.get_running_loop().run_in_executor(None, pipe.read_text)
+            released.set()
+        await released.wait()
     return await generate(args, sample, sampling_params)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import yaml
 
 from tests.models import tiny_model
-from tests.ranks import Outcome, run_ranks
+from tests.ranks import Outcome, Running, marked, run_ranks
 
 PROMPTS = [{"prompt": f"What is {x}+{y}?", "label": str(x + y)} for x in (1, 2, 3) for y in (4, 5)]
 
@@ -67,6 +67,22 @@ def succeed(folder: Path, *overrides: str, ranks: int = 2, **more) -> Path:
     assert outcome.statuses == [0], outcome.output
     assert outcome.left == [], outcome.left
     return folder / "runs" / "job"
+
+
+def engine_part(running: Running, engine: int, part: str = "sglang::scheduler") -> int:
+    """The process of that name below an engine; the log it writes to tells which engine's it is."""
+    for pid, words in marked_by(running).items():
+        log = Path("/proc", str(pid), "fd", "1").readlink()
+        if words.startswith(part) and log.stem == f"engine{engine}":
+            return pid
+    raise AssertionError(f"engine {engine} has no {part}")
+
+
+def marked_by(running: Running) -> dict[int, str]:
+    """All processes of the job, wherever they went: number and command line."""
+    environment = Path("/proc", str(running.processes[0].pid), "environ").read_text().split("\0")
+    mark = next(value for value in environment if value.startswith("SPMD_RL_TEST="))
+    return marked(mark.split("=", 1)[1])
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

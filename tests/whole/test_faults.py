@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import Running, marked
-from tests.whole.jobs import run_job, write_config
+from tests.ranks import Running
+from tests.whole.jobs import engine_part, run_job, write_config
 
 SECONDS = 10.0
 READY = "ready after"
@@ -34,10 +34,8 @@ def rank_process(folder: Path, rank: int) -> int:
     raise AssertionError(f"no process of rank {rank}")
 
 
-def fails(
-    folder: Path, cause: str | list[str], *overrides: str, act=None, heartbeat: float = 4.0
-) -> None:
-    """Run until it fails; `act(running)` returns when the fault was made, and may fill `cause`."""
+def fails(folder: Path, cause: str, *overrides: str, act=None, heartbeat: float = 4.0) -> None:
+    """Run until it fails; `act(running)` returns when the fault was made."""
     before, made = shared_memory(), []
 
     def make(running: Running) -> None:
@@ -48,7 +46,6 @@ def fails(
 
     outcome = run_job(folder, f"heartbeat_timeout={heartbeat}", *overrides, act=make)
     assert outcome.statuses[0] not in (0, None), outcome.output
-    [cause] = [cause] if isinstance(cause, str) else cause
     assert re.search(cause, outcome.last()), outcome.output
     assert outcome.left == [], outcome.left
     assert shared_memory() <= before
@@ -104,19 +101,9 @@ def test_ctrl_c(folder: Path) -> None:
 
 def test_an_engine_is_killed(folder: Path) -> None:
     """By its scheduler: SGLang's server goes seconds later, and breaks connections meanwhile."""
-    killed = []
 
     def kill(running: Running) -> None:
-        parts = [pid for pid, words in marked_by(running).items() if "sglang::sched" in words]
-        # The log an engine writes to tells which it is.
-        engine = Path("/proc", str(parts[-1]), "fd", "1").readlink().stem.removeprefix("engine")
-        killed.append(f"engine {engine} was killed by SIGKILL .its process sglang::scheduler")
-        os.kill(parts[-1], signal.SIGKILL)
+        os.kill(engine_part(running, 1), signal.SIGKILL)
 
-    fails(folder, killed, "num_rollout=1000", act=kill)
-
-
-def marked_by(running: Running) -> dict[int, str]:
-    environment = Path("/proc", str(running.processes[0].pid), "environ").read_text().split("\0")
-    mark = next(value for value in environment if value.startswith("SPMD_RL_TEST="))
-    return marked(mark.split("=", 1)[1])
+    cause = "engine 1 was killed by SIGKILL .its process sglang::scheduler"
+    fails(folder, cause, "num_rollout=1000", act=kill)

@@ -1,0 +1,98 @@
+"""What an engine answers to /generate, believed only as far as it makes sense.
+
+Comes in: an answer's JSON; goes out: `Generated`, or BadAnswer for what no sound engine says. It
+must not know how the answer came here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spmd_rl.config.schema import Config
+from spmd_rl.rollout import engine_args
+
+
+class EngineError(RuntimeError):
+    """An engine refused a request."""
+
+
+class EngineFault(EngineError):
+    """An engine gave no answer that could be used; another one, or it itself once mended, may."""
+
+
+class EngineUnreachable(EngineFault):
+    """No answer came, in time or at all: most likely the engine is dead."""
+
+
+class BadAnswer(EngineFault):
+    """An answer came that no sound engine gives."""
+
+
+class Unpushed(EngineFault):
+    """A restarted engine answered before it was given the trainer's weights."""
+
+
+class Generated(NamedTuple):
+    """What an engine made of one request; the lists have one entry per new token."""
+
+    text: str
+    tokens: list[int]
+    log_probs: list[float]
+    versions: list[int]
+    finish: str  # stop, length or abort
+    prompt_tokens: int
+    cached_tokens: int
+
+
+def read_answer(answer: Any, vocab_size: int | None = None, pushed: bool = False) -> Generated:
+    """One answer of /generate. `pushed`: only tokens of a version that we pushed count."""
+    try:
+        meta = answer["meta_info"]
+        pairs = meta.get("output_token_logprobs") or []
+        tokens, log_probs = [pair[1] for pair in pairs], [pair[0] for pair in pairs]
+        versions = _versions(meta, len(pairs), pushed)
+        finish = (meta.get("finish_reason") or {}).get("type", "abort")
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise BadAnswer(f"answered in another form: {error!r} in {answer!r:.200}") from error
+    ids = answer.get("output_ids")
+    if ids is not None and len(ids) != len(tokens):
+        raise BadAnswer(f"gave {len(ids)} tokens, but {len(tokens)} log-probs")
+    if not all(type(value) in (float, int) and math.isfinite(value) for value in log_probs):
+        raise BadAnswer("gave log-probs that are no finite numbers")
+    limit = vocab_size or math.inf
+    if not all(type(token) is int and 0 <= token < limit for token in tokens):
+        raise BadAnswer(f"gave tokens that are not in the vocabulary of {vocab_size}")
+    return Generated(
+        text=answer.get("text", ""),
+        tokens=tokens,
+        log_probs=log_probs,
+        versions=versions,
+        finish=finish,
+        prompt_tokens=meta.get("prompt_tokens", 0),
+        cached_tokens=meta.get("cached_tokens", 0),
+    )
+
+
+def _versions(meta: dict[str, Any], count: int, pushed: bool) -> list[int]:
+    """The version of each token: spans where the engine tells them, else one for all."""
+    versions = [meta.get("weight_version")] * count
+    for span in meta.get("weight_versions") or ():
+        stop = min(span["end"], count)
+        versions[span["start"] : stop] = [span["version"]] * (stop - span["start"])
+    if pushed and not all(str(version).isdigit() for version in versions):
+        raise Unpushed("has not been given the trainer's weights yet")
+    return [_number(version) for version in versions]
+
+
+def _number(version: Any) -> int:
+    """Versions are counted; an engine nobody pushed to calls its own 'default'."""
+    return int(version) if str(version).isdigit() else 0
+
+
+def vocab_size(cfg: Config) -> int | None:
+    """Tokens of the model, where its directory says so."""
+    path = Path(engine_args.model_path(cfg)) / "config.json"
+    return json.loads(path.read_text()).get("vocab_size") if path.is_file() else None
