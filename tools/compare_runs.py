@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-
 # What an engine found in its prefix cache depends on how long ago it was started.
 OF_THE_MOMENT = (
     "time",
