@@ -314,7 +314,7 @@ def lead(workers: Any, args: argparse.Namespace) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run-dir", default="runs", help="the run folder to come (shared disk)")
     parser.add_argument("--port", type=int, default=0, help="a port that should be free")
     wanted = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
