@@ -23,8 +23,8 @@ import psutil
 import pytest
 
 from tests.ranks import ROOT, Running
-from tests.whole.jobs import run_job, write_config
-from tests.whole.test_faults import READY, marked_by, rank_process
+from tests.whole.jobs import marked_by, run_job, write_config
+from tests.whole.test_faults import READY, rank_process
 
 NOBODY = 65534
 # Answered without the key: that a server lives; and by the router the model and its engines' count.
