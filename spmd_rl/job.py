@@ -111,6 +111,8 @@ def lead(cfg: Config, worker: Worker, job: control.Job, run_dir: Path, started: 
     log.close()
     write_summary(run_dir, minutes=(time.time() - started) / 60, peak_rss=memory.peak())
     collector.close()
+    if router:
+        router.stop()
     workers.close()
     workers.exit()
     return 0 if finished else control.REQUEUE

@@ -188,13 +188,14 @@ class Collector:
 
     def _check_alive(self) -> None:
         """While an answer is awaited, a few times a second."""
+        if self._child.poll() is not None and not self._pipe.ready():
+            self._died()
+        if self._sending:  # what follows may send, and a message must not stand within another
+            return
         if self._until is not None and self._until():
             self._until = None
             self._send("abandon")
-        if self._child.poll() is not None and not self._pipe.ready():
-            self._died()
-        if not self._sending:  # it may send, and a message must not stand within another
-            self.while_waiting()
+        self.while_waiting()
 
     def _died(self) -> NoReturn:
         status = self._child.process.wait(CLOSE_SECONDS)
