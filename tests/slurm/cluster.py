@@ -255,14 +255,28 @@ class Cluster:
         until(there, f"job {number} to be {' or '.join(wanted)}", limit, lambda: str(job))
         return job
 
-    def start_now(self, number: str, **changes: str) -> None:
-        """Slurm lets a requeued job wait for two minutes, until its old credentials expire."""
-        self.wait(number, "PENDING")
-        words = [f"{name}={value}" for name, value in {"StartTime": "now", **changes}.items()]
-        self.run("scontrol", "update", f"JobId={number}", *words)
+    def wait_turn(self, number: str, turn: int, limit: float = 180.0, **changes: str) -> None:
+        """Until a requeued job runs again; `changes`: to the job while it waits.
+
+        Slurm lets it wait for two minutes, until its old credentials expire. They are told from new
+        ones by the second, so a moment must pass: nodes refuse a job that starts in the same one.
+        """
+        words = [f"{name}={value}" for name, value in {"StartTime": "now+3", **changes}.items()]
+        told = 0.0
+
+        def runs() -> bool:
+            nonlocal told
+            job = self.job(number)
+            assert job["JobState"] not in FINAL, f"{job}\n{self.logs()}"
+            if job["JobState"] == "PENDING" and time.monotonic() - told > 10:
+                told = time.monotonic()
+                self.run("scontrol", "update", f"JobId={number}", *words, check=False)
+            return job["JobState"] == "RUNNING" and job["Restarts"] == str(turn)
+
+        until(runs, f"turn {turn} of job {number}", limit, lambda: str(self.job(number)))
 
 
-def until(true, what: str, limit: float = 20.0, explain=lambda: "") -> None:
+def until(true, what: str, limit: float = 20.0, explain=lambda: "", interval: float = 0.1) -> None:
     end = time.monotonic() + limit
     while not true():
         assert time.monotonic() < end, f"waited {limit:.0f} s for {what}: {explain()}"

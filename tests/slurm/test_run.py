@@ -2,66 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 
-from tests.ranks import ROOT
-from tests.slurm.cluster import Cluster, until
-from tests.whole.jobs import metrics, weights, write_config
+from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import ROLLOUTS, SIZE, Job, write
+from tests.whole.jobs import metrics, weights
 
 pytestmark = pytest.mark.timeout(600)
-SCRIPT = str(ROOT / "slurm" / "run.sbatch")
-ROLLOUTS = 8
-SIZE = ("--nodes=2", "--gpus-per-node=2", "--cpus-per-task=2")  # two ranks a node
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("jobs")
-    write_config(
-        folder,
-        checkpoint={"save_interval": 1},
-        rollout={"num_rollout": ROLLOUTS, "rollout_max_response_len": 8},
-        # two ranks train, on different nodes or one; the others generate
-        placement={"device": "cpu", "colocate": False, "rollout_num_gpus": 2},
-    )
+    write(folder)
     return folder
-
-
-class Job:
-    """A submitted job of `folder`'s configuration."""
-
-    def __init__(self, cluster: Cluster, folder: Path, *words: str, options=SIZE, **env: str):
-        self.cluster, self.folder = cluster, folder
-        self.number = cluster.sbatch(*options, SCRIPT, "config.yaml", *words, cwd=folder, **env)
-
-    @property
-    def run(self) -> Path:
-        return self.folder / "runs" / f"job-{self.number}"
-
-    def output(self) -> str:
-        path = self.folder / f"spmd_rl-{self.number}.out"
-        return path.read_text(errors="replace") if path.exists() else ""
-
-    def wait(self, *states: str) -> dict[str, str]:
-        try:
-            return self.cluster.wait(self.number, *states)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.output()}") from None
-
-    def wait_for(self, text: str, after: int = 0, limit: float = 180.0) -> int:
-        """Until the output matches `text` beyond position `after`; where the match ends."""
-        found: list[int] = []
-
-        def there() -> bool:
-            match = re.compile(text).search(self.output(), after)
-            found[:] = [match.end()] if match else []
-            return bool(match)
-
-        until(there, f"{text!r} of job {self.number}", limit, self.output)
-        return found[0]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +53,7 @@ def survivor(cluster: Cluster, folder: Path) -> Job:
     at = job.wait_for(f"rollout 2/{ROLLOUTS}")
     cluster.run("scancel", "--signal=USR1", "--batch", job.number)  # as --signal=B:USR1@300 does
     job.wait_for("asking for another turn", at)
-    cluster.start_now(job.number, ReqNodeList="")
+    cluster.wait_turn(job.number, 1, ReqNodeList="")
     return job
 
 
@@ -114,7 +70,7 @@ def test_a_node_that_fails_is_replaced(
     cluster: Cluster, survivor: Job, pair: tuple[Job, Job]
 ) -> None:
     cluster.power_off("node2")
-    cluster.start_now(survivor.number)
+    cluster.wait_turn(survivor.number, 2)
     ended = survivor.wait("COMPLETED")
     cluster.power_on("node2")
     assert ended["Restarts"] == "2" and "node2" not in ended["NodeList"]
