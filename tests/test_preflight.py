@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from tests.ranks import ROOT, run_ranks
+from tests.ranks import run_ranks
 from tools import preflight
 
 
@@ -48,11 +46,3 @@ def test_many_nodes_are_shown_in_blocks() -> None:
     rows = {f"node{i}": {"python": f"3.{i}"} for i in range(8)}
     text = preflight.table(rows)
     assert text.count("python") == 2 and max(map(len, text.splitlines())) < 60
-
-
-@pytest.mark.parametrize("name", ["run.sbatch", "preflight.sbatch"])
-def test_the_lines_for_sbatch_end_before_the_first_command(name: str) -> None:
-    """Slurm reads no #SBATCH line beyond it, without a word."""
-    lines = (ROOT / "slurm" / name).read_text().splitlines()
-    first = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
-    assert not [line for line in lines[first:] if line.startswith("#SBATCH")]

@@ -121,8 +121,9 @@ class Checker:
         except OSError as error:
             rows[f"port {port}"] = "busy"
             faults.append(
-                f"port {port} of {self.name} is taken by {owner(port)} ({error.strerror}): end "
-                "that if it is a leftover of yours; slurm/run.sbatch takes the next free port"
+                f"port {port} of {self.name} is taken by {owner(port)} "
+                f"({os.strerror(error.errno or 0)}): end that if it is "
+                "a leftover of yours; slurm/run.sbatch takes the next free port"
             )
 
     def _disk(self, run_dir: Path, token: str, rows: dict, faults: list[str]) -> None:

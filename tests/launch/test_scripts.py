@@ -13,6 +13,8 @@ SCRIPTS = (
     "tools/install.sh",
     ".ci/run",
     "slurm/run.sbatch",
+    "slurm/preflight.sbatch",
+    "slurm/site.example.sh",
 )
 
 
@@ -26,8 +28,9 @@ def test_it_finds_the_repository_by_itself(script):
     assert 'dirname "${BASH_SOURCE[0]}"' in (ROOT / script).read_text()
 
 
-def test_sbatch_directives_stand_before_the_first_command():
-    lines = (ROOT / "slurm/run.sbatch").read_text().splitlines()
+@pytest.mark.parametrize("script", ("slurm/run.sbatch", "slurm/preflight.sbatch"))
+def test_sbatch_directives_stand_before_the_first_command(script):
+    lines = (ROOT / script).read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
     directives = [i for i, line in enumerate(lines) if re.match(r"#SBATCH --", line)]
     assert directives and max(directives) < first
