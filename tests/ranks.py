@@ -29,6 +29,7 @@ from spmd_rl.control.children import _EXEC
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "SPMD_RL_TEST"
 MORTAL = [sys.executable, "-I", "-S", "-c", _EXEC]  # the rest dies when these tests are killed
+PATIENCE = 3  # times the limits given: they are for a quiet machine, and guard against hanging only
 STRAGGLERS = 3.0  # seconds a process may take to vanish after the ranks have ended
 
 
@@ -60,7 +61,7 @@ class Running:
         self.processes, self.log = processes, log
 
     def wait_for(self, text: str, count: int = 1, limit: float = 60.0) -> None:
-        end = time.monotonic() + limit
+        end = time.monotonic() + PATIENCE * limit
         while self.log.read_text(errors="replace").count(text) < count:
             if time.monotonic() > end or all(p.poll() is not None for p in self.processes):
                 raise AssertionError(f"{text!r} never came:\n{self.log.read_text()}")
@@ -164,7 +165,7 @@ def _port() -> int:
 
 
 def _wait(processes: list[subprocess.Popen], limit: float) -> list[int | None]:
-    end = time.monotonic() + limit
+    end = time.monotonic() + PATIENCE * limit
     statuses: list[int | None] = []
     for process in processes:
         try:

@@ -10,7 +10,7 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import ROLLOUTS, SIZE, Job, write
 from tests.whole.jobs import metrics, weights
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ class Held:
         for rollout in range(rollouts):
             os.mkfifo(folder / str(rollout))
 
-    def wait(self, running: Running, rollout: int, limit: float = 90.0) -> int:
+    def wait(self, running: Running, rollout: int, limit: float = 270.0) -> int:
         """Until that rollout waits. Closing what is returned lets it go."""
         end = time.monotonic() + limit
         while True:

@@ -12,7 +12,7 @@ import pytest
 from tests.models import ROOT
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_gsm8k_three_times_has_the_same_bits(tmp_path: Path) -> None:
     env = os.environ | {
         "RUNS": str(tmp_path),

@@ -95,7 +95,7 @@ def told(run: Path) -> list[dict]:
     ]
 
 
-@pytest.mark.timeout(900)  # seven jobs, one after another
+@pytest.mark.timeout(1800)  # seven jobs, one after another
 def test_killed_in_every_phase_it_ends_bitwise_equal(unbroken: Path, tmp_path: Path) -> None:
     config(tmp_path)
     for rollout, phase, rank, overrides in KILLS:
@@ -111,7 +111,7 @@ def test_killed_in_every_phase_it_ends_bitwise_equal(unbroken: Path, tmp_path: P
     assert [line["rollout"] for line in metrics(run)] == [-1, 0, 1, 1, 2, 3, 3, 4, 4]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_two_nodes_start_again_by_themselves(unbroken: Path, tmp_path: Path) -> None:
     """torchrun --max-restarts, one agent a node; only one of them has the rank that is killed."""
     config(tmp_path)
