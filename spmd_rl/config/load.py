@@ -80,6 +80,8 @@ def fill(cfg: Config, name: str) -> None:
     if train.deterministic:
         cfg.megatron.setdefault("deterministic_mode", True)
         cfg.sglang.setdefault("enable_deterministic_inference", True)
+        # With it, what a prompt's log-probs are in the last bit depends on what was cached before.
+        cfg.sglang.setdefault("disable_radix_cache", True)
     produced = rollout.rollout_batch_size * rollout.n_samples_per_prompt
     if rollout.num_steps_per_rollout is None:
         size = train.global_batch_size or produced
