@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from spmd_rl import disk
 from spmd_rl.config import Config
 from spmd_rl.control import Explained, Workers
 from spmd_rl.fingerprint import fingerprint
@@ -95,12 +95,12 @@ class Checkpoints:
                 "configuration": self.configuration,
                 "files": {str(p.relative_to(aside)): _seal(p) for p in _files(aside)},
             }
-            _write_synced(aside / STATE, json.dumps(about, indent=1))
+            disk.write_synced(aside / STATE, json.dumps(about, indent=1))
             for folder in (aside / "model", aside):
-                _sync_directory(folder)
+                disk.sync_directory(folder)
             shutil.rmtree(final, ignore_errors=True)
             aside.rename(final)
-            _sync_directory(self.root)
+            disk.sync_directory(self.root)
         except OSError as error:
             raise self._failed(str(error), full=error.errno in FULL) from error
         self.pending = None
@@ -212,18 +212,3 @@ def _seal(path: Path) -> tuple[int, str | None]:
 
 def _digest(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spmd_rl import disk
 from spmd_rl.config.schema import Config
 
 Value = float | Sequence[float]  # one number a rollout, or one for each of its optimizer steps
@@ -51,7 +52,7 @@ class Metrics:
 
     def sync(self) -> None:
         """Every line so far is on disk when this returns."""
-        os.fsync(self.file.fileno())
+        disk.sync(self.file)
 
     def _write(self, head: dict[str, Any], values: Mapping[str, Value]) -> None:
         line = head | {name: _plain(value) for name, value in values.items()}
@@ -89,12 +90,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 def truncate(path: Path, start_rollout: int) -> list[dict[str, Any]]:
     """Drop what a resumed run will do again; returns the lines kept."""
     kept = [line for line in read(path) if line["rollout"] < start_rollout] if start_rollout else []
-    aside = path.with_suffix(".part")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write("".join(json.dumps(line) + "\n" for line in kept))
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    with disk.replacing(path) as file:
+        file.writelines(f"{json.dumps(line)}\n".encode() for line in kept)
     return kept
 
 

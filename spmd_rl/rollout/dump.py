@@ -6,12 +6,12 @@ writes it when the name ends in .pt (it loads with weights_only), else as JSON.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from spmd_rl import disk
 from spmd_rl.types import Group
 
 
@@ -24,12 +24,8 @@ def save(path: str | None, rollout: int, groups: list[Group]) -> None:
     data = orjson.dumps({"rollout_id": rollout, "samples": samples}, default=str, option=OPTIONS)
     target = Path(path.format(rollout_id=rollout))
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.part")
-    with open(aside, "wb") as file:
+    with disk.replacing(target) as file:
         _write(file, data, target.suffix == ".pt")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(target)
 
 
 OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS

@@ -108,6 +108,7 @@ class Trainer:
         """Log-probs, advantages and the rollout's optimizer steps; metrics over all ranks."""
         assert self.data is not None, "load() comes before train()"
         data, timers = self.data, report.Timers(self.device)
+        self.saver.copied()
         cpu_compat.enable(self.device)
         if self.first_rollout is None:
             self.first_rollout = rollout
@@ -213,7 +214,7 @@ class Trainer:
         dist.barrier()
 
     def begin_save(self, directory: str | Path) -> None:
-        """Copy weights, optimizer, schedule and random state, and start to write them."""
+        """Start to save weights, optimizer, schedule and random state, while engines generate."""
         wanted = self.cfg.checkpoint
         optimizer = None if wanted.no_save_optim else self.optimizer
         random = not wanted.no_save_rng
@@ -227,6 +228,7 @@ class Trainer:
         self, directory: str | Path, optimizer: bool = True, random: bool = True
     ) -> None:
         """Weights and, as wanted, the optimizer with its schedule, and the random state."""
+        self.saver.copied()
         kept = self.optimizer if optimizer else None
         checkpoint.load(directory, self.chunks, kept, self.schedule, self.groups, random)
         if kept is None:
@@ -250,6 +252,7 @@ class Trainer:
 
     def offload(self) -> None:
         """Give device memory back while engines generate."""
+        self.saver.copied()
         self.memory.offload()
 
     def onload(self) -> None:

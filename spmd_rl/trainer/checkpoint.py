@@ -1,8 +1,9 @@
 """One moment of training on disk, and back: weights, optimizer, schedule, random state.
 
-A save has two halves. `begin` copies this rank's share to host memory and lets a thread write it;
-training may go on. `finish`, collective, waits for the writers and adds the index. The format is
-Megatron's torch_dist; a checkpoint loads into another tp, pp, cp or dp. The caller makes
+A save has three parts. `begin` lets a thread copy this rank's share to host memory and write it.
+`copied` waits for the copy, before weights change: a rollout is collected meanwhile, so there is
+seldom anything to wait for. `finish`, collective, waits for the writers and adds the index. The
+format is Megatron's torch_dist; a checkpoint loads into another tp, pp, cp or dp. The caller makes
 directories appear atomically; nothing here knows of rollouts.
 """
 
@@ -10,7 +11,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from spmd_rl import disk
 from spmd_rl.trainer.parallel import Groups
 from spmd_rl.trainer.pieces import Piece, optimizers, to_load, to_save
-from spmd_rl.trainer.shards import Image, Stored, sync_write, write_index
+from spmd_rl.trainer.shards import Image, Stored, write_index
 
 ABOUT = "trainer.json"  # what is no tensor: schedule, layout, counts
+LOWEST = 19  # priority: where cores are few, copying and writing yield to all that computes
 # What Megatron's dist_checkpointing looks for besides the index.
 BACKEND = {
     "sharded_backend": "torch_dist",
@@ -41,6 +46,8 @@ class Saver:
         self.groups, self.device, self.keep = groups, device, keep
         self.image: Image | None = None
         self.thread: threading.Thread | None = None
+        self.copy: Future[None] = Future()
+        self.copy.set_result(None)
         self.failure: OSError | None = None
         self.directory = Path()
         self.about: dict[str, Any] = {}  # what is no tensor, as it was at `begin`
@@ -53,25 +60,38 @@ class Saver:
         schedule: Any,
         random: bool,
     ) -> None:
-        """Take a copy and start to write it. `optimizer` None: weights only."""
+        """Start to copy and to write. Nothing may change before copied(); what is no tensor, and
+        the random state, are taken now. `optimizer` None: weights only.
+        """
         assert self.thread is None, "finish() comes before the next begin()"
         pieces = to_save(chunks, optimizer, _metadata(self.groups))
         pieces += _random_pieces(self.groups) if random else []
         if self.image is None or not self.image.fits(pieces):
             file = f"__{dist.get_rank()}_0.distcp"
             self.image = Image(pieces, file, pinned=self.device.type == "cuda")
-        self.image.fill(pieces)
         self.about = _about(self.groups, optimizer, schedule)
         self.failure, self.directory = None, Path(directory)
-        self.thread = threading.Thread(target=self._write, args=(self.image, directory))
+        self.copy = Future()
+        self.thread = threading.Thread(target=self._run, args=(self.image, pieces))
         self.thread.daemon = True  # an end for another reason must not wait for the disk
         self.thread.start()
 
-    def _write(self, image: Image, directory: str | Path) -> None:
+    def _run(self, image: Image, pieces: list[Piece]) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)  # of this thread alone
         try:
-            image.write(directory)
+            image.fill(pieces)
+        except Exception as error:
+            self.copy.set_exception(error)
+            return
+        self.copy.set_result(None)
+        try:
+            image.write(self.directory)
         except OSError as error:
             self.failure = error
+
+    def copied(self) -> None:
+        """Wait until training may change what is being saved."""
+        self.copy.result()
 
     @property
     def writing(self) -> bool:
@@ -84,6 +104,7 @@ class Saver:
         the disk was `full`. With any failure the directory holds no checkpoint.
         """
         assert self.thread is not None and self.image is not None
+        self.copied()
         self.thread.join()
         self.thread = None
         answer: dict[str, Any] = {"bytes": len(self.image.bytes)}
@@ -134,8 +155,8 @@ def _about(groups: Groups, optimizer: Any, schedule: Any) -> dict[str, Any]:
 
 def _complete(directory: Path, chunks: list[Any], about: dict[str, Any]) -> None:
     write_index(directory, chunks)
-    sync_write(directory / ABOUT, json.dumps(about).encode())
-    sync_write(directory / "metadata.json", json.dumps(BACKEND).encode())
+    disk.write_synced(directory / ABOUT, json.dumps(about))
+    disk.write_synced(directory / "metadata.json", json.dumps(BACKEND))
     with open(directory / "common.pt", "wb") as file:
         torch.save({"content_metadata": {}}, file)
 

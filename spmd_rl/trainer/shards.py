@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 import mmap
-import os
 import pickle
 import struct
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from spmd_rl import disk
 from spmd_rl.trainer.pieces import Piece
 
 INDEX = ".metadata"
@@ -74,13 +74,14 @@ class Image:
         )
 
     def fill(self, pieces: list[Piece]) -> None:
-        """Copy the values; afterwards training may change them."""
-        on_gpu = False
+        """Copy the values; afterwards training may change them. Like writing, it leaves the
+        interpreter to others while it copies.
+        """
+        devices = {piece.values.device for piece in pieces if piece.values.is_cuda}
         for place, piece in zip(self._values, pieces, strict=True):
             place.copy_(piece.values, non_blocking=True)
-            on_gpu |= piece.values.is_cuda
-        if on_gpu:
-            torch.cuda.synchronize()
+        for device in devices:  # named: a thread of its own has another current device
+            torch.cuda.synchronize(device)
 
     def write(self, directory: str | Path) -> None:
         """To disk, and on it when this returns. Holds the interpreter for none of it."""
@@ -89,7 +90,7 @@ class Image:
             at = 0
             while at < len(view):
                 at += file.write(view[at : at + WRITE_BYTES])
-            os.fsync(file.fileno())
+            disk.sync(file)
 
 
 def _chunk(piece: Piece, file: str, start: int, length: int) -> Chunk:
@@ -168,14 +169,7 @@ def write_index(directory: str | Path, chunks: Iterable[Chunk]) -> None:
         known.append(dcp.ChunkStorageMetadata(offset, size))
         places[at] = _StorageInfo(chunk.file, chunk.start, chunk.length)
     index = dcp.Metadata(state_dict_metadata=dict(tensors), storage_data=places)
-    sync_write(Path(directory) / INDEX, pickle.dumps(index))
-
-
-def sync_write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    disk.write_synced(Path(directory) / INDEX, pickle.dumps(index))
 
 
 class _Unread:
