@@ -32,6 +32,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 HASHED = 1 << 20  # bytes up to which a file's content is compared, not its size alone
 
 
+class Damaged(ValueError):
+    """A checkpoint that cannot be used, and why."""
+
+    def __init__(self, path: Path, why: str):
+        super().__init__(f"checkpoint {path} is damaged and left alone: {why}")
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """Where a run stands, besides its weights."""
@@ -176,29 +183,25 @@ def complete(root: Path) -> list[Path]:
     return sorted((path for path in root.iterdir() if number(path) >= 0), key=number)
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, as the end of a sentence; None: nothing that shows."""
+def read(path: Path) -> dict[str, Any]:
+    """What state.json says, its state as a `State`; Damaged where something is wrong that shows."""
     try:
-        about = read(path)
+        about = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if about["format"] != FORMAT:
+            raise ValueError(f"format {about['format']}, not {FORMAT}")
+        about |= {"state": State(**about["state"]), "files": dict(about["files"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"its {STATE} cannot be read ({error or type(error).__name__})"
+        why = f"its {STATE} cannot be read ({error or type(error).__name__})"
+        raise Damaged(path, why) from error
     for name, (size, digest) in about["files"].items():
         file = path / name
         if not file.is_file():
-            return f"{name} is missing"
+            raise Damaged(path, f"{name} is missing")
         if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size:,} of {size:,} bytes"
+            raise Damaged(path, f"{name} has {file.stat().st_size:,} of {size:,} bytes")
         if digest is not None and _digest(file) != digest:
-            return f"the content of {name} has changed"
-    return None
-
-
-def read(path: Path) -> dict[str, Any]:
-    """What state.json says, its state as a `State`."""
-    about = json.loads((path / STATE).read_text(encoding="utf-8"))
-    if about["format"] != FORMAT:
-        raise ValueError(f"format {about['format']}, not {FORMAT}")
-    return about | {"state": State(**about["state"]), "files": dict(about["files"])}
+            raise Damaged(path, f"the content of {name} has changed")
+    return about
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -7,10 +7,11 @@ Looks only: nothing is loaded, nothing is changed. Imports no torch.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spmd_rl.checkpoint import State, complete, damage, directory, number, read
+from spmd_rl.checkpoint import Damaged, State, complete, directory, number, read
 from spmd_rl.config import Config
 from spmd_rl.control import Explained
 from spmd_rl.fingerprint import differences, fingerprint, model
@@ -35,11 +36,7 @@ def find(cfg: Config, run_dir: Path) -> Start:
     """Raises Explained where the configuration cannot mean what is there."""
     wanted = cfg.checkpoint
     own, origin, notes = directory(cfg, run_dir), _origin(cfg, run_dir), []
-    for path in reversed(complete(own)):
-        if fault := damage(path):
-            notes.append(f"checkpoint {path} is damaged and left alone: {fault}")
-            continue
-        about = read(path)
+    for path, about in _whole(complete(own), notes):
         if not origin or about["origin"] == origin:
             _judge(cfg, path, about)
             kept, notes = _has_optimizer(cfg, path), _used(notes, path)
@@ -72,46 +69,49 @@ def _load(cfg: Config, root: Path) -> Start:
         path = _megatron(root, wanted.ckpt_step)
         note = f"Megatron's checkpoint {path}: its weights are taken, and nothing else"
         return Start("", model=str(path), optimizer=False, random=False, notes=(note,))
-    found, notes = _pick(root, wanted.ckpt_step)
+    notes: list[str] = []
+    found, about = next(_whole(_named(root, wanted.ckpt_step), notes), (None, {}))
     if found is None:
         what = f"checkpoint.load: {root} holds no checkpoint"
         if wanted.exit_on_missing_checkpoint:
             raise Explained(". ".join([*notes, f"{what}: name another directory"]))
         return Start("", notes=(*notes, f"{what}: the run begins with {_first(cfg)}"))
-    about = read(found)
     _judge(cfg, found, about)
-    path, notes = str(found / "model"), _used(notes, found)
+    path, told = str(found / "model"), _used(notes, found)
     if wanted.finetune:
-        return Start("", None, path, optimizer=False, random=False, notes=notes)
+        return Start("", None, path, optimizer=False, random=False, notes=told)
     state: State = about["state"]
     first = cfg.rollout.start_rollout_id
     if first is not None:
         state = State(state.num_rollout, first, state.version, state.data)
     kept = not wanted.no_load_optim and _has_optimizer(cfg, found)
-    return Start("", state, path, kept, not wanted.no_load_rng, notes=notes)
+    return Start("", state, path, kept, not wanted.no_load_rng, notes=told)
 
 
-def _pick(root: Path, step: int | None) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, or the one after `step` rollouts; what was left."""
+def _named(root: Path, step: int | None) -> list[Path]:
+    """The checkpoints that `root` names: itself, all below it, or the one after `step` rollouts."""
     if (root / "state.json").is_file():
-        found = [root]
-    else:
-        found = list(reversed(complete(root)))
-        if step is not None:
-            there = ", ".join(str(number(path)) for path in reversed(found)) or "none"
-            found = [path for path in found if number(path) == step]
-            if not found:
-                raise Explained(
-                    f"checkpoint.ckpt_step: {root} has no checkpoint after {step} rollouts; "
-                    f"there are: {there}"
-                )
-    notes = []
-    for path in found:
-        fault = damage(path)
-        if fault is None:
-            return path, notes
-        notes.append(f"checkpoint {path} is damaged and left alone: {fault}")
-    return None, notes
+        return [root]
+    found = complete(root)
+    wanted = [path for path in found if step is None or number(path) == step]
+    if step is not None and not wanted:
+        there = ", ".join(str(number(path)) for path in found) or "none"
+        raise Explained(
+            f"checkpoint.ckpt_step: {root} has no checkpoint after {step} rollouts; "
+            f"there are: {there}"
+        )
+    return wanted
+
+
+def _whole(paths: list[Path], notes: list[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Those that nothing is wrong with and what they say, newest first; the others are noted."""
+    for path in reversed(paths):
+        try:
+            about = read(path)
+        except Damaged as fault:
+            notes.append(str(fault))
+        else:
+            yield path, about
 
 
 def _has_optimizer(cfg: Config, path: Path) -> bool:

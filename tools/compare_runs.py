@@ -15,12 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# What an engine found in its prefix cache depends on how long ago it was started.
-OF_THE_MOMENT = (
-    "time",
-    "rollout/avg_cached_tokens_per_sample",
-    "rollout/prefix_cache_hit_rate",
-)
+# Metrics that no two runs share: times, and what an engine finds in its prefix cache (one that was
+# just started finds nothing there).
+OF_THE_MOMENT = ("perf/", "time", "rollout/prefix_cache", "rollout/avg_cached")
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:
@@ -37,13 +34,13 @@ def outcome(run_dir: Path) -> dict[str, Any]:
         content = torch.load(path, weights_only=True)
         found[f"samples {path.stem}"] = digest(repr(content).encode())
     for number, line in enumerate((run_dir / "metrics.jsonl").read_text().splitlines()):
-        values = json.loads(line)
-        found[f"metrics line {number}"] = {
-            name: value
-            for name, value in values.items()
-            if name not in OF_THE_MOMENT and not name.startswith("perf/")
-        }
+        found[f"metrics line {number}"] = lasting(json.loads(line))
     return found
+
+
+def lasting(values: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics without what is of the moment."""
+    return {name: value for name, value in values.items() if not name.startswith(OF_THE_MOMENT)}
 
 
 def compare(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:

@@ -18,6 +18,8 @@ ENVIRONMENT = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # cuBLAS otherwise picks kernels by the memory it finds
 }
 
+MODES = {"megatron": "deterministic_mode", "sglang": "enable_deterministic_inference"}
+
 
 def check(cfg: Config) -> Iterator[Fault]:
     if not cfg.train.deterministic:
@@ -30,15 +32,12 @@ def check(cfg: Config) -> Iterator[Fault]:
                 f"train.deterministic needs {name}={value}, but the environment says {given}: "
                 f"unset {name}",
             )
-    for section, key in (("megatron", "deterministic_mode"), ("sglang", SGLANG)):
+    for section, key in MODES.items():
         if getattr(cfg, section).get(key) is False:
             yield Fault(
                 (f"{section}.{key}", "train.deterministic"),
                 f"{section}.{key}: false contradicts train.deterministic: true: leave it out",
             )
-
-
-SGLANG = "enable_deterministic_inference"
 
 
 def environment(cfg: Config) -> dict[str, str]:

@@ -8,7 +8,6 @@ The log of commands reads as a script. Must not know what the commands do.
 
 from __future__ import annotations
 
-import hmac
 import io
 import pickle
 import time
@@ -62,19 +61,12 @@ class _Unpickler(pickle.Unpickler):
 
 
 def pack(secret: Secret, *values: Any) -> bytes:
-    body = pickle.dumps(values, protocol=5)
-    return secret.sign(body) + body
+    return secret.seal(pickle.dumps(values, protocol=5))
 
 
 def unpack(secret: Secret, data: bytes) -> tuple:
     """The values; RuntimeError if this job's ranks did not write them."""
-    body = memoryview(data)[SIGNATURE:]
-    if not hmac.compare_digest(data[:SIGNATURE], secret.sign(body)):
-        raise RuntimeError(
-            "a message without this job's signature was found in its store: something that does "
-            "not belong to the job writes to the store's port"
-        )
-    return _Unpickler(io.BytesIO(body)).load()
+    return _Unpickler(io.BytesIO(secret.unseal(data))).load()
 
 
 def command(method: F) -> F:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from spmd_rl.control.secret import SIGNATURE
-
 if TYPE_CHECKING:
     from spmd_rl.control.job import Job
 
@@ -21,12 +19,13 @@ class Notices:
     """A client of the board with a socket of its own; use one in one thread."""
 
     def __init__(self, job: Job):
-        self._store, self._sign = job.connect("notices"), job.secret.sign
+        self._store, self._secret = job.connect("notices"), job.secret
         self._read = 0
 
     def post(self, value: Any) -> None:
-        number, body = str(self._store.add("posted", 1)), json.dumps(value).encode()
-        self._store.set(number, self._sign(KIND, number.encode(), body) + body)
+        number = str(self._store.add("posted", 1))
+        data = self._secret.seal(json.dumps(value).encode(), KIND, number.encode())
+        self._store.set(number, data)
 
     def read(self) -> list[Any]:
         """Those posted since the last call. Rank 0 only: they are removed."""
@@ -34,10 +33,7 @@ class Notices:
         while self._read < self._store.add("posted", 0):
             self._read += 1
             number = str(self._read)
-            data = self._store.get(number)
-            signature, body = data[:SIGNATURE], data[SIGNATURE:]
-            if signature != self._sign(KIND, number.encode(), body):
-                raise RuntimeError("a notice in the job's store was not written by a rank of ours")
-            found.append(json.loads(body))
+            body = self._secret.unseal(self._store.get(number), KIND, number.encode())
+            found.append(json.loads(bytes(body)))
             self._store.delete_key(number)
         return found

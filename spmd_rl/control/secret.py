@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import os
 import secrets
 import stat
@@ -31,10 +32,25 @@ class Secret:
     def __init__(self, value: bytes = b""):
         self._value = value
 
-    def sign(self, *parts: bytes | memoryview) -> bytes:
-        """The `SIGNATURE` bytes of these bytes (keyed BLAKE2b, RFC 7693)."""
+    def seal(self, body: bytes, *about: bytes) -> bytes:
+        """`SIGNATURE` bytes (keyed BLAKE2b, RFC 7693), then the body. `about`: what the signature
+        is for as well, so that it fits no other place.
+        """
+        return self._sign(body, *about) + body
+
+    def unseal(self, data: bytes, *about: bytes) -> memoryview:
+        """The body; RuntimeError if it was not this job's ranks that sealed it, for this place."""
+        body = memoryview(data)[SIGNATURE:]
+        if not hmac.compare_digest(data[:SIGNATURE], self._sign(body, *about)):
+            raise RuntimeError(
+                "a message without this job's signature was found in its store: something that "
+                "does not belong to the job writes to the store's port"
+            )
+        return body
+
+    def _sign(self, body: bytes | memoryview, *about: bytes) -> bytes:
         signature = hashlib.blake2b(key=self._value, digest_size=SIGNATURE)
-        for part in parts:
+        for part in (*about, body):
             signature.update(part)
         return signature.digest()
 

@@ -27,9 +27,17 @@ def write(folder: Path) -> None:
 class Job:
     """A submitted job of `folder`'s configuration."""
 
-    def __init__(self, cluster: Cluster, folder: Path, *words: str, options=SIZE, **env: str):
+    def __init__(
+        self,
+        cluster: Cluster,
+        folder: Path,
+        *words: str,
+        options=SIZE,
+        config="config.yaml",
+        **env: str,
+    ):
         self.cluster, self.folder = cluster, folder
-        self.number = cluster.sbatch(*options, SCRIPT, "config.yaml", *words, cwd=folder, **env)
+        self.number = cluster.sbatch(*options, SCRIPT, config, *words, cwd=folder, **env)
 
     @property
     def run(self) -> Path:

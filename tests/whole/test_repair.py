@@ -12,6 +12,7 @@ import pytest
 from tests.ranks import Outcome, Running
 from tests.whole.hooks import HOLD
 from tests.whole.jobs import engine_part, marked_by, metrics, run_job, weights, write_config
+from tools.compare_runs import lasting
 
 SETTINGS = {
     "use_fault_tolerance": True,
@@ -64,9 +65,8 @@ def undisturbed(tmp_path_factory) -> Path:
 def learned(path: Path) -> list[dict]:
     """Metrics but for those of time and of repairs."""
     kept = ("rollout/", "train/")
-    skipped = ("rollout/prefix_cache", "rollout/avg_cached")  # what an engine remembered
     return [
-        {k: v for k, v in line.items() if k.startswith(kept) and not k.startswith(skipped)}
+        {name: value for name, value in lasting(line).items() if name.startswith(kept)}
         for line in metrics(path)
     ]
 

@@ -17,11 +17,9 @@ from spmd_rl.control import REQUEUE
 from tests.ranks import Running
 from tests.whole.jobs import metrics, run_job, succeed, weights, write_config
 from tests.whole.test_faults import rank_process
+from tools.compare_runs import lasting
 
 ROLLOUTS = 5
-# Values that no two runs share: times, and what an engine finds in its cache (one that was just
-# started has none of the prompts that an evaluation before asked for).
-OWN = ("perf/", "time", "rollout/prefix_cache", "rollout/avg_cached")
 # (rollout, phase) at which a rank is killed, which rank, and overrides of the run that is killed.
 KILLS = [
     (0, "collect", 1, ()),
@@ -84,15 +82,12 @@ def samples(folder: Path) -> list[dict]:
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(run / "tensorboard")).Reload()
-    names = [name for name in events.Tags()["scalars"] if not name.startswith(OWN)]
-    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in names}
+    names = events.Tags()["scalars"]
+    return lasting({name: [(e.step, e.value) for e in events.Scalars(name)] for name in names})
 
 
 def told(run: Path) -> list[dict]:
-    return [
-        {name: value for name, value in line.items() if not name.startswith(OWN)}
-        for line in metrics(run)
-    ]
+    return [lasting(line) for line in metrics(run)]
 
 
 @pytest.mark.timeout(1800)  # seven jobs, one after another
