@@ -4,7 +4,9 @@
 
 Each round starts the same short run under `torchrun --max-restarts`, kills one process with SIGKILL
 (a trainer rank, the controller, an engine, the router, the collector, the torchrun agent) and
-does what a scheduler does: it starts the same command again when that has failed. A round passes
+does what a scheduler does: it starts the same command again when that has failed. In one round of
+four the moment is any of the whole run, in the others any after the loop has begun, since most of a
+run as short as this is its start. A round passes
 when the weights, the sampled tokens and the metrics are those of the undisturbed run, bit for bit,
 and nothing of the job is left on the machine. Everything is written below `--folder`.
 """
@@ -47,12 +49,19 @@ class Round:
     restarts: int = 0  # of the loop
     turns: int = 1  # of the command
     seconds: float = 0.0
+    loop: float = 0.0  # of these seconds, those since the loop began
     differs: list[str] = field(default_factory=list)
 
 
-def play(options: argparse.Namespace, name: str, victim: str = "", moment: float = 0.0) -> Round:
-    """One run from start to end; `victim` is killed `moment` seconds after the start, or as soon
-    after that as there is one.
+def play(
+    options: argparse.Namespace,
+    name: str,
+    victim: str = "",
+    moment: float = 0.0,
+    in_loop: bool = False,
+) -> Round:
+    """One run from start to end; `victim` is killed `moment` seconds after the start, or with
+    `in_loop` after the loop's, or as soon after that as there is one.
     """
     rng = random.Random(f"{options.seed} {name}")
     folder = options.folder / name
@@ -63,7 +72,7 @@ def play(options: argparse.Namespace, name: str, victim: str = "", moment: float
     run = Run(folder, [*words, *options.overrides], options.ranks, RESTARTS)
     result, killed_at, before = Round(victim), 0.0, {}
     run.start()
-    started = time.time()
+    started, looping = time.time(), 0.0
     loops: set[int] = set()
     while run.process.poll() is None or run.process.returncode != 0:
         now, status = time.time(), run.status()
@@ -73,7 +82,10 @@ def play(options: argparse.Namespace, name: str, victim: str = "", moment: float
             return result
         if status["pid"]:
             loops.add(status["pid"])
-        if victim and not killed_at and now - started >= moment:
+        if status["rollout"] is not None:
+            looping = looping or now
+        since = looping if in_loop else started
+        if victim and not killed_at and since and now - since >= moment:
             before = status
             if run.kill(victim, rng):
                 killed_at, result.phase = now, phase_of(before)
@@ -89,6 +101,7 @@ def play(options: argparse.Namespace, name: str, victim: str = "", moment: float
         time.sleep(0.03)
     result.differs += [f"left running: {line}" for line in run.left()]
     result.seconds, result.turns = time.time() - started, run.turns
+    result.loop = time.time() - looping
     result.restarts = len(loops) - 1
     return result
 
@@ -136,14 +149,20 @@ def rounds(options: argparse.Namespace) -> int:
         print(f"chaos: the undisturbed run failed: {undisturbed.differs}", file=sys.stderr)
         return 2
     expected = outcome(options.folder / "undisturbed" / "run")
-    length = undisturbed.seconds
-    print(f"chaos: undisturbed: {length:.1f} s, {len(expected)} things to compare", flush=True)
+    whole, loop = undisturbed.seconds, undisturbed.loop
+    print(
+        f"chaos: undisturbed: {whole:.1f} s, of these {loop:.1f} s in the loop; "
+        f"{len(expected)} things to compare",
+        flush=True,
+    )
     victims = [KINDS[i % len(KINDS)] for i in range(options.rounds)]
     rng.shuffle(victims)
     table = Table("round", "killed", "in", "back after", "restarts", "turns", "whole run", "equal")
     passed = 0
     for number, victim in enumerate(victims, 1):
-        result = play(options, f"round{number:02d}", victim, rng.uniform(0.0, length * 0.95))
+        in_loop = number % 4 != 0
+        moment = rng.uniform(0.0, (loop if in_loop else whole) * 0.95)
+        result = play(options, f"round{number:02d}", victim, moment, in_loop)
         result.differs += compare(outcome(options.folder / f"round{number:02d}" / "run"), expected)
         passed += not result.differs
         back = "-" if result.recovered is None else f"{result.recovered:.1f} s"
