@@ -105,9 +105,7 @@ def main() -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     model, began = start_model(options), time.monotonic()
 
-    table = Table(
-        "algorithm", "seeds", "before", "after (least-most)", "least gain", "min", "learns"
-    )
+    table = Table("algorithm", "seeds", "before", "after", "least gain", "minutes", "learns")
     all_learn = True
     for name in names:
         summaries = []
