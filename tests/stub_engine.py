@@ -28,6 +28,7 @@ class Answer(NamedTuple):
     status: int = 200
     text: str = "stub"
     hold: bool = False  # never answered
+    until_abort: bool = False  # answered with its tokens when it is aborted
     raw: str | None = None  # the body, in place of a sound one
 
 
@@ -45,6 +46,7 @@ class StubEngine:
         self.requests: list[dict[str, Any]] = []  # one for each sample
         self.keys: set[str | None] = set()
         self.posts = self.aborts = 0
+        self.aborted = asyncio.Event()
         self.cancelled = 0  # requests whose client went away
         self.in_flight = self.most_in_flight = 0
         self.version = "1"
@@ -78,6 +80,9 @@ class StubEngine:
         try:
             if answer.hold:
                 await asyncio.Event().wait()
+            if answer.until_abort:
+                await self.aborted.wait()
+                answer = answer._replace(finish="abort")
             await asyncio.sleep(answer.delay)
         except asyncio.CancelledError:
             self.cancelled += 1
@@ -105,6 +110,8 @@ class StubEngine:
 
     async def abort(self, request: web.Request) -> web.Response:
         self.aborts += 1
+        self.aborted.set()
+        self.aborted = asyncio.Event()
         return web.Response()
 
     async def serve(self) -> web.AppRunner:

@@ -119,6 +119,13 @@ def _rollout(cfg: Config) -> Iterator[Fault]:
             f"rollout.over_sampling_batch_size {over} is less than rollout.rollout_batch_size "
             f"{rollout.rollout_batch_size}: raise it or leave it out",
         )
+    for key in ("mask_offpolicy_in_partial_rollout", "buffer_filter_path"):
+        if getattr(rollout, key) and not rollout.partial_rollout:
+            yield Fault(
+                (f"rollout.{key}", "rollout.partial_rollout"),
+                f"rollout.{key} has no effect without rollout.partial_rollout: true: set it, or "
+                f"leave rollout.{key} out",
+            )
     context, prompt = rollout.rollout_max_context_len, cfg.data.rollout_max_prompt_len
     if context is not None and prompt is not None and prompt >= context:
         yield Fault(

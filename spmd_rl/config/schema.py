@@ -107,6 +107,11 @@ class RolloutConfig(Section):
     # prompts started at once; None: rollout_batch_size
     over_sampling_batch_size: int | None = Field(default=None, ge=1)
     dynamic_sampling_filter_path: str | None = None  # function that keeps or drops a group
+    # keep what is unfinished when a rollout is complete, and go on with it in the next
+    partial_rollout: bool = False
+    # of a sample that was gone on with, train only on what the newest weights sampled
+    mask_offpolicy_in_partial_rollout: bool = False
+    buffer_filter_path: str | None = None  # function that picks kept groups; None: the oldest
     # function that generates a sample, in place of ours
     custom_generate_function_path: str | None = None
 

@@ -9,6 +9,7 @@ makes it the answer there would have been. It must not know prompts or rewards.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -78,7 +79,7 @@ class EngineClient:
         ]
         router = addresses.router_url
         self._router = None if router in addresses.urls else _Server(f"router ({router})", router)
-        self._mended = asyncio.Event()
+        self._mended, self._idle = asyncio.Event(), asyncio.Event()
         headers = {"Content-Type": "application/json"}
         if addresses.key:
             headers["Authorization"] = f"Bearer {addresses.key}"
@@ -100,6 +101,17 @@ class EngineClient:
         such requests. The engine with the fewest samples in flight gets them."""
         body = {"input_ids": tokens, "sampling_params": sampling, "return_logprob": True}
         return await self._deliver(body, len(tokens))
+
+    @property
+    def in_flight(self) -> int:
+        """Samples that were asked for and not answered yet."""
+        servers = self.engines + ([self._router] if self._router else [])
+        return sum(server.in_flight for server in servers)
+
+    async def wait_idle(self, seconds: float) -> None:
+        """Until every answer is here, or so long."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
 
     async def abort_all(self) -> None:
         """Tell every engine to stop what it is generating."""
@@ -127,6 +139,7 @@ class EngineClient:
         while True:
             server = server or await self._choose()
             server.in_flight += size
+            self._idle.clear()
             try:
                 return self._read(server, await self._ask(server, body), size)
             except EngineFault as error:
@@ -137,6 +150,8 @@ class EngineClient:
                     await asyncio.sleep(FIRST_PAUSE)
             finally:
                 server.in_flight -= size
+                if not self.in_flight:
+                    self._idle.set()
             server = None  # past the router: it may go on choosing the engine that is broken
 
     async def _choose(self) -> _Server:

@@ -19,6 +19,8 @@ Draw = Callable[[int], list[Group]]  # the next prompts
 Run = Callable[[Group], Coroutine[Any, Any, Group]]  # generate and reward one group
 Judge = Callable[[Group], Awaitable[str | None]]  # why a group is turned down; None: it is kept
 Abort = Callable[[], Awaitable[None]]  # stop what the engines still generate
+Tasks = dict[asyncio.Task[Group], Group]  # in the order of their start; what each began with
+Rest = Callable[[Tasks], Awaitable[None]]  # bring running groups to where they can be kept
 
 
 @dataclass(slots=True)
@@ -29,6 +31,7 @@ class Round:
     dropped: Counter[str] = field(default_factory=Counter)  # reason -> groups
     launched: int = 0
     surplus: int = 0  # started, but not needed in the end
+    kept: list[Group] = field(default_factory=list)  # not needed either: for the next rollout
 
 
 async def collect_round(
@@ -39,8 +42,10 @@ async def collect_round(
     abort: Abort,
     fetch: int | None = None,
     in_order: bool = False,
+    rest: Rest | None = None,
 ) -> Round:
-    """Run groups, `fetch` at a time, until `target` are accepted; then stop the rest.
+    """Run groups, `fetch` at a time, until `target` are accepted; then stop the others. With `rest`
+    they are kept (partial rollout): each group as its task left it, finished or not.
 
     A group counts as `remaining` from its start until it is turned down, so new ones are started
     exactly when those accepted and those running cannot make up the target any more. `in_order`
@@ -48,16 +53,16 @@ async def collect_round(
     timing.
     """
     result, remaining = Round(), 0
-    running: dict[asyncio.Task[Group], None] = {}  # ordered by start
+    running: Tasks = {}
     try:
         while len(result.groups) < target:
             while remaining < target:
                 groups = draw(fetch or target)
-                running.update((asyncio.create_task(run(group)), None) for group in groups)
+                running.update((asyncio.create_task(run(group)), group) for group in groups)
                 remaining += len(groups)
                 result.launched += len(groups)
             for task in await _finished(running, in_order):
-                del running[task]
+                began = running.pop(task)
                 group = task.result()
                 reason = await judge(group)
                 if reason is not None:
@@ -65,20 +70,26 @@ async def collect_round(
                     result.dropped[reason] += 1
                 elif len(result.groups) < target:
                     result.groups.append(group)
+                elif rest is not None:
+                    result.kept.append(began)
                 else:
                     result.surplus += 1
+        if running and rest is not None:
+            await rest(running)
+            result.kept += running.values()
     except BaseException:
         await cancel(running)
         raise
     if running:
-        result.surplus += len(running)
         await cancel(running)
-        await abort()
+        if rest is None:
+            result.surplus += len(running)
+            await abort()
     result.groups.sort(key=lambda group: group[0].index)
     return result
 
 
-async def _finished(running: dict[asyncio.Task[Group], None], in_order: bool):
+async def _finished(running: Tasks, in_order: bool):
     """Tasks that ended, oldest first: any of them, or in order the oldest alone."""
     oldest = next(iter(running))
     if in_order:

@@ -7,6 +7,7 @@ through `current()` or call `generate` themselves.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from spmd_rl.types import Sample, Status
 STATUS = {"stop": Status.COMPLETED, "length": Status.TRUNCATED, "abort": Status.ABORTED}
 MOST_TOGETHER = 16  # samples in one request
 REQUESTS_PER_ENGINE = 4  # of a rollout, at least, before samples are sent together
+NOTHING = Generated("", [], [], [], "abort", 0, 0)
+ABORT_AGAIN = 1.0  # seconds: a request that was on its way was not aborted
 ABORT_TRIES = 3  # an engine that gave up a request nobody aborted is asked again
 
 
@@ -44,6 +47,7 @@ class Generator:
         self.cfg, self.tokenizer, self.client = cfg, tokenizer, client
         self.counts = Counts()
         self.engines = len(client.addresses.urls)
+        self.stopped = False  # nothing more is generated: whoever asks gets nothing, as if aborted
         self._slots = Slots(cfg.rollout.sglang_server_concurrency * self.engines)
         self._custom = hooks.optional(cfg.rollout.custom_generate_function_path)
         self._tells_evaluation = self._custom is not None and hooks.accepts(
@@ -59,7 +63,37 @@ class Generator:
     async def portion(
         self, samples: list[Sample], sampling: dict[str, Any], evaluation: bool = False
     ) -> list[list[Sample]]:
-        """The finished samples, each as all that the user's function made of it."""
+        """The finished samples, each as all that the user's function made of it. The function gets
+        a copy: if it is cancelled, the sample is what it was.
+        """
+        had = [sample.response_length for sample in samples]
+        made = await self._portion(samples, sampling, evaluation)
+        for before, parts in zip(had, made, strict=True):
+            if before and self._custom is None:
+                self._read_whole(parts[0])
+            if before and self.cfg.rollout.mask_offpolicy_in_partial_rollout:
+                for sample in parts:
+                    _mask_first(sample, before)
+        return made
+
+    def _read_whole(self, sample: Sample) -> None:
+        """A text from tokens of two requests: a letter may be split between them."""
+        skip = self.cfg.rollout.rollout_skip_special_tokens
+        response = sample.tokens[sample.prompt_length :]
+        sample.response = self.tokenizer.decode(
+            response, skip_special_tokens=skip, spaces_between_special_tokens=False
+        )
+
+    async def stop(self) -> None:
+        """Have the engines give what they have; every answer has been taken in afterwards."""
+        self.stopped = True
+        while self.client.in_flight:
+            await self.client.abort_all()
+            await self.client.wait_idle(ABORT_AGAIN)
+
+    async def _portion(
+        self, samples: list[Sample], sampling: dict[str, Any], evaluation: bool
+    ) -> list[list[Sample]]:
         options = [
             sampling | {"sampling_seed": self.cfg.data.rollout_seed + sample.index}
             for sample in samples
@@ -70,11 +104,14 @@ class Generator:
             if self._custom is None:
                 return [[await generate(self.cfg, samples[0], options[0])]]
             told = {"evaluation": evaluation} if self._tells_evaluation else {}
-            made = await hooks.call(self._custom, self.cfg, samples[0], options[0], **told)
+            sample = copy.deepcopy(samples[0])
+            made = await hooks.call(self._custom, self.cfg, sample, options[0], **told)
         return [_siblings(samples[0], made)]
 
     async def ask(self, tokens: list[int], sampling: dict[str, Any]) -> Generated:
         """One request to an engine."""
+        if self.stopped:
+            return NOTHING
         answer = await self.client.generate(tokens, sampling)
         self.counts.add(answer)
         return answer
@@ -83,6 +120,8 @@ class Generator:
         self, tokens: list[list[int]], sampling: list[dict[str, Any]]
     ) -> list[Generated]:
         """One request for several samples."""
+        if self.stopped:
+            return [NOTHING] * len(tokens)
         answers = await self.client.generate_together(tokens, sampling)
         for answer in answers:
             self.counts.add(answer)
@@ -118,9 +157,9 @@ async def generate(args: Config, sample: Sample, sampling_params: dict[str, Any]
         return sample
     for _ in range(ABORT_TRIES):
         answer = await generator.ask(sample.tokens, sampling_params | {"max_new_tokens": budget})
-        if answer.finish != "abort":
+        if answer.finish != "abort" or generator.stopped:
             break
-    append(sample, answer)
+    _append(sample, answer)
     return sample
 
 
@@ -138,14 +177,14 @@ async def generate_together(
             sampling.append(own | {"max_new_tokens": budget})
     answers = await current().ask_together(tokens, sampling) if waiting else []
     for (sample, own), answer in zip(waiting, answers, strict=True):
-        if answer.finish == "abort":
+        if answer.finish == "abort" and not current().stopped:
             await generate(args, sample, own)
         else:
-            append(sample, answer)
+            _append(sample, answer)
     return samples
 
 
-def append(sample: Sample, answer: Generated) -> None:
+def _append(sample: Sample, answer: Generated) -> None:
     """Add what an engine generated to a sample."""
     sample.tokens += answer.tokens
     sample.response += answer.text
@@ -186,6 +225,12 @@ def _prepare(cfg: Config, sample: Sample, most: int) -> int:
     if left < 1:
         sample.status = Status.TRUNCATED
     return left
+
+
+def _mask_first(sample: Sample, count: int) -> None:
+    """Do not train on the first tokens of the response."""
+    mask = sample.loss_mask or [1] * sample.response_length
+    sample.loss_mask = [0] * min(count, len(mask)) + mask[count:]
 
 
 def _siblings(sample: Sample, made: Any) -> list[Sample]:

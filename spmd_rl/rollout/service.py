@@ -14,22 +14,25 @@ from typing import Any, TypeVar
 
 from spmd_rl import hooks
 from spmd_rl.config.schema import Config
+from spmd_rl.data.buffer import Buffer
 from spmd_rl.data.prompts import training_source
 from spmd_rl.data.template import Template, load_tokenizer
 from spmd_rl.rewards.score import Scorer
 from spmd_rl.rollout import dump, evaluate
 from spmd_rl.rollout.answers import vocab_size
 from spmd_rl.rollout.client import Addresses, EngineClient, Tell
-from spmd_rl.rollout.collect import Round, collect_round
+from spmd_rl.rollout.collect import Round, Tasks, collect_round
 from spmd_rl.rollout.columns import in_order, to_batch
 from spmd_rl.rollout.filters import verdict
 from spmd_rl.rollout.generate import Counts, Generator, sampling_params, use
 from spmd_rl.rollout.sft import Encoder
-from spmd_rl.rollout.stats import rollout_metrics, sample_metrics
+from spmd_rl.rollout.stats import partial_metrics, rollout_metrics, sample_metrics
 from spmd_rl.tasks import together
-from spmd_rl.types import Batch, Group
+from spmd_rl.types import Batch, Group, Sample, Status
 
 T = TypeVar("T")
+
+UNFINISHED = (Status.PENDING, Status.ABORTED)
 
 Collected = tuple[Batch, dict[str, float], dict[str, Any]]  # batch, metrics, state after it
 
@@ -53,16 +56,17 @@ class Service:
             self.tokenizer, cfg.data.apply_chat_template, cfg.data.apply_chat_template_kwargs
         )
         self.trains = bool(cfg.data.prompt_data) or cfg.rollout.num_rollout != 0
-        self.source = training_source(cfg, template) if self.trains else None
+        self.source = Buffer(cfg, training_source(cfg, template)) if self.trains else None
         self.evaluations = evaluate.load(cfg, template) if cfg.eval.eval_interval else {}
         self.encoder = Encoder(template) if cfg.algo.loss_type == "sft_loss" else None
         self.generator: Generator | None = None
+        self.in_order = bool(cfg.sglang.get("enable_deterministic_inference"))
         self._ahead: tuple[int, asyncio.Task[Collected]] | None = None
 
     @property
     def notes(self) -> list[str]:
         """What the user should know about the data."""
-        sets = [self.source.prompts] if self.source else []
+        sets = [self.source.source.prompts] if self.source else []
         return [note for part in (*sets, *self.evaluations.values()) for note in part.notes]
 
     async def num_prompts(self) -> int:
@@ -131,10 +135,13 @@ class Service:
             self._judge,
             generator.client.abort_all,
             cfg.rollout.over_sampling_batch_size,
-            in_order=bool(cfg.sglang.get("enable_deterministic_inference")),
+            in_order=self.in_order,
+            rest=self._rest if cfg.rollout.partial_rollout else None,
         )
         result = await self._or_abort(collecting)
         seconds = time.monotonic() - started
+        resumed = source.resumed
+        source.rest(result.kept, rollout)
         dump.save(cfg.debug.save_debug_rollout_data, rollout, result.groups)
         rewards = await self._post_processed(result)
         batch = to_batch(result.groups, cfg, version, rewards)
@@ -142,25 +149,49 @@ class Service:
         metrics = rollout_metrics(
             result, batch.raw_rewards, cfg, generator.counts, seconds, engines
         )
+        if cfg.rollout.partial_rollout:
+            metrics |= partial_metrics(result, batch, version, resumed, len(source.groups))
         return batch, metrics, source.state()
 
     async def _group(self, group: Group) -> Group:
-        """Generate and reward the samples of one prompt, each as soon as it can be."""
+        """Generate and reward the samples of one prompt, each as soon as it can be. What is
+        generated stands in the group at once, so that it can be kept if this is cancelled.
+        """
         generator, sampling = self._engines(), sampling_params(self.cfg)
         as_group = self.cfg.reward.group_rm
 
         async def some(samples: Group) -> Group:
-            made = list(chain.from_iterable(await generator.portion(samples, sampling)))
+            parts = await generator.portion(samples, sampling)
+            for sample, made in zip(samples, parts, strict=True):
+                if len(made) == 1:
+                    group[_place(group, sample)] = made[0]
+            made = list(chain.from_iterable(parts))
             if not as_group:
                 await self.scorer.group(made)
             return made
 
+        done = [sample for sample in group if sample.status not in UNFINISHED]
+        begun = [sample for sample in group if sample.status in UNFINISHED]
         of = self.cfg.rollout.rollout_batch_size * self.cfg.rollout.n_samples_per_prompt
-        portions = generator.portions(group, of)
-        finished = list(chain.from_iterable(await together(map(some, portions))))
-        if as_group:
+        portions = generator.portions(begun, of)
+        made = list(chain.from_iterable(await together(map(some, portions))))
+        finished = sorted(done + made, key=lambda sample: sample.index)
+        if as_group or done:
             await self.scorer.group(finished)
         return finished
+
+    async def _rest(self, running: Tasks) -> None:
+        """Stop what is generated beyond the rollout. Where runs must be equal it goes on to its
+        end: how far it is now is a matter of timing.
+        """
+        if self.in_order:
+            await asyncio.wait(running)
+        else:
+            await self._engines().stop()
+            self._engines().stopped = False  # the tasks end before they run again
+        for task in running:
+            if task.done():
+                task.result()
 
     async def _judge(self, group: Group) -> str | None:
         if self.filter is None:
@@ -202,3 +233,8 @@ class Service:
         if self.generator is None:
             raise RuntimeError("no engines are connected: Collector.connect comes first")
         return self.generator
+
+
+def _place(group: Group, sample: Sample) -> int:
+    """Samples that look equal are still others."""
+    return next(place for place, other in enumerate(group) if other is sample)

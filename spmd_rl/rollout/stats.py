@@ -15,7 +15,7 @@ from spmd_rl.config.schema import Config
 from spmd_rl.rollout.collect import Round
 from spmd_rl.rollout.columns import in_order, reward_of
 from spmd_rl.rollout.generate import Counts
-from spmd_rl.types import Group, Sample, Status
+from spmd_rl.types import Batch, Group, Sample, Status
 
 REPEATS_IN = 10_000  # characters at the end of a response that are looked at
 REPEATS_ABOVE = 10  # times they may be compressed
@@ -36,6 +36,23 @@ def rollout_metrics(
         metrics["rollout/avg_cached_tokens_per_sample"] = counts.cached_tokens / len(samples)
     gpus = engines * cfg.placement.rollout_num_gpus_per_engine
     return metrics | speed_metrics(samples, seconds, gpus)
+
+
+def partial_metrics(
+    result: Round, batch: Batch, version: int, resumed: int, buffered: int
+) -> dict[str, float]:
+    """What went into and came out of the buffer. Groups add up: launched are those accepted,
+    dropped and kept.
+    """
+    versions = batch.weight_versions
+    old = 0.0 if versions is None else mean(versions < version)
+    return {
+        "rollout/partial/launched_groups": result.launched,
+        "rollout/partial/resumed_groups": resumed,
+        "rollout/partial/kept_groups": len(result.kept),
+        "rollout/partial/buffer_groups": buffered,
+        "rollout/partial/offpolicy_token_frac": old,
+    }
 
 
 def sample_metrics(samples: Sequence[Sample]) -> dict[str, float]:
@@ -72,7 +89,7 @@ def spread(name: str, values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float] | np.ndarray) -> float:
     return float(np.mean(values)) if len(values) else 0.0
 
 

@@ -132,7 +132,7 @@ def test_places_are_file_and_line_or_the_override(tmp_path: Path):
         ("sglang_mem_fraction_static=0.5", ["write sglang.mem_fraction_static"]),
         ("mem_fraction_static=0.5", ["write sglang.mem_fraction_static"]),
         ("tensor_model_parallel_size=2", ["write megatron.tensor_model_parallel_size"]),
-        ("partial_rollout=true", ["slime's flag partial_rollout is not supported yet"]),
+        ("rollout_buffer_url=http://x", ["slime's flag rollout_buffer_url is not supported yet"]),
         ("num_gpus_per_node=8", ["the launcher says it"]),
         ("num_rolout=8", ["did you mean rollout.num_rollout?"]),
         ("promt_key=x", ["did you mean data.input_key?"]),

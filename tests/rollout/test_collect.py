@@ -47,9 +47,15 @@ class World:
         assert not self.running, "tasks end before engines are told to stop"
         self.aborts += 1
 
-    def collect(self, target, fetch=None, in_order=False):
+    async def rest(self, running):
+        self.aborts += 1
+
+    def collect(self, target, fetch=None, in_order=False, keep=False):
+        rest = self.rest if keep else None
         return asyncio.run(
-            collect_round(target, self.draw, self.run, self.judge, self.abort, fetch, in_order)
+            collect_round(
+                target, self.draw, self.run, self.judge, self.abort, fetch, in_order, rest
+            )
         )
 
 
@@ -75,6 +81,18 @@ def test_exactly_the_target_is_accepted_and_nothing_is_left(world, target, more)
     assert world.aborts <= 1
     # New groups are drawn exactly when those accepted and running cannot make up the target.
     assert all(accepted + running < target for accepted, running in world.trace)
+
+
+@settings(max_examples=80, deadline=None)
+@given(worlds, st.integers(1, 8), st.integers(0, 8))
+def test_with_partial_rollout_every_group_is_accepted_dropped_or_kept(world, target, more):
+    result = world.collect(target, target + more, keep=True)
+    kept = [group[0].index for group in result.kept]
+    accepted = [group[0].index for group in result.groups]
+    assert len(accepted) == target and result.surplus == 0
+    assert len(set(kept + accepted)) == len(kept) + target
+    assert result.launched == world.drawn == target + len(kept) + sum(result.dropped.values())
+    assert not world.running and world.aborts <= 1
 
 
 @settings(max_examples=40, deadline=None)

@@ -130,3 +130,8 @@ def halve(args, samples):
 def uneven_reward(args, sample):
     """Every third prompt gets the same reward for all its samples."""
     return 1.0 if sample.group_index % 3 == 0 else float(sample.index % 2)
+
+
+def newest_first(args, rollout_id, buffer, num_samples):
+    """A buffer filter that takes one group at most."""
+    return [buffer.pop()]
