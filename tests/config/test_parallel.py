@@ -53,6 +53,23 @@ def faults(model: str, megatron: dict, device: str = "cuda") -> list[str]:
             {"tensor_model_parallel_size": 2, "sequence_parallel": False},
             "a mixture of experts with tensor parallelism needs it",
         ),
+        (
+            QWEN,
+            {
+                "recompute_granularity": "full",
+                "recompute_method": "uniform",
+                "recompute_num_layers": 5,
+                "pipeline_model_parallel_size": 2,
+            },
+            "5 does not divide the 18 layers of a pipeline stage, as recompute_method: uniform",
+        ),
+        (
+            QWEN,
+            {"tensor_model_parallel_size": 3},
+            "3 does not divide the model's 32 attention heads: choose a divisor",
+        ),
+        (QWEN, {"expert_model_parallel_size": 2}, "2: the model has no experts, leave the key out"),
+        (GLM, {"expert_model_parallel_size": 7}, "7 does not divide the model's 160 experts"),
         (GLM, {"expert_tensor_parallel_size": 5}, "5 does not divide the experts' width 1536"),
         (GLM, {"moe_aux_loss_coeff": 0.001}, "moe_aux_loss_coeff is not supported"),
     ],

@@ -10,6 +10,7 @@ import torch
 from tests.models import tiny_model
 from tests.ranks import run_ranks
 from tests.trainer.cases import Ranks, config, ok, ragged_batch, shard_of
+from tools.parity.reference import by_file_name, load
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -102,29 +103,6 @@ def results(tmp_path_factory):
     ok(run_ranks(1, rank_compare, json.dumps(models), str(folder), limit=240))
     kept = {name: torch.load(folder / f"{name}.pt", weights_only=False) for name in MODELS}
     return folder, models, kept
-
-
-def load(path):
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-
-
-def by_file_name(tensors):
-    """Tensors under the names they have in files: transformers keeps a layer's experts as one."""
-    found = {}
-    for name, value in tensors.items():
-        if name.endswith("experts.gate_up_proj"):
-            for i, expert in enumerate(value):
-                gate, up = expert.chunk(2)
-                found[name.replace("gate_up_proj", f"{i}.gate_proj.weight")] = gate
-                found[name.replace("gate_up_proj", f"{i}.up_proj.weight")] = up
-        elif name.endswith("experts.down_proj"):
-            for i, expert in enumerate(value):
-                found[name.replace("down_proj", f"{i}.down_proj.weight")] = expert
-        else:
-            found[name] = value
-    return found
 
 
 def samples():

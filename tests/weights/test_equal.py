@@ -63,9 +63,33 @@ def test_cpu_engines_pad_an_mlp_whose_width_is_no_multiple():
     assert [s.flatten().tolist() for s in shards] == [[*range(1, 9)], padded[:8]]
 
 
+EXPERTS = CONFIG | {"num_experts": 2, "model_type": "glm4_moe"}
+
+
+@pytest.mark.parametrize("ep", [1, 2])
+def test_experts_of_a_layer_are_two_tensors_split_by_width_or_by_expert(ep):
+    layout = Layout(EXPERTS, 2, dtype=torch.bfloat16, ep=ep)
+    parts = {"gate": torch.tensor([[1], [2]]), "up": torch.tensor([[3], [4]])}
+    parts["down"] = torch.tensor([[5, 6]])
+    prefix = "model.layers.0.mlp.experts."
+    tensors = [
+        (f"{prefix}{i}.{n}_proj.weight", t + 10 * i) for i in (1, 0) for n, t in parts.items()
+    ]
+    found = feed(layout, tensors)
+    w13, w2 = found[prefix + "w13_weight"], found[prefix + "w2_weight"]
+    if ep == 1:
+        assert [s[..., 0].tolist() for s in w13] == [[[1, 3], [11, 13]], [[2, 4], [12, 14]]]
+        assert [s[:, 0].tolist() for s in w2] == [[[5], [15]], [[6], [16]]]
+    else:
+        assert [s[..., 0].tolist() for s in w13] == [[[1, 2, 3, 4]], [[11, 12, 13, 14]]]
+        assert [s[:, 0].tolist() for s in w2] == [[[5, 6]], [[15, 16]]]
+    [(_, [router, _])] = layout.feed("model.layers.0.mlp.gate.weight", torch.ones(2, 1))
+    assert w13[0].dtype == torch.bfloat16 and router.dtype == torch.float32
+
+
 def test_one_changed_element_a_missing_and_an_unknown_tensor_are_named():
     tensors = {"model.norm.weight": torch.ones(5), "a.weight": torch.ones(5)}
-    [want] = expected_checksums(tensors.items(), {1: Layout(CONFIG, 1)}, torch.float32)[1]
+    [want] = expected_checksums(tensors.items(), {1: Layout(CONFIG, 1)})[1]
     assert difference(want, dict(want)) is None
     tensors["a.weight"][3] += 1e-6
     have = {name: sha256_checksum(tensor) for name, tensor in tensors.items()}

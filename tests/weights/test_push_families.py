@@ -1,4 +1,6 @@
-"""Families beyond Llama in a real engine: pushed weights give transformers' log-probs."""
+"""Families beyond Llama in a real engine: pushed weights are there bit for bit, and give
+transformers' log-probs.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ def rank_push(url: str, model: str) -> None:
     job = control.join()
     place = Placement(1, 1, (0,), (0,), (EngineSpec(0, (0,), 0, 0),), True)
     job.train_group(place.train_ranks)
-    cfg = engine_config(model)
+    cfg = engine_config(model, debug={"check_weight_update_equal": True})
     Pusher(cfg, place, job, json.loads(url), KEY).push(trainer_of(model), 1)
     job.leave()
 

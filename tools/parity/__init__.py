@@ -1,0 +1,1 @@
+"""Parts of tools/check_parity.py; tests use them too."""
