@@ -1,0 +1,58 @@
+"""The sample viewer: what it takes from a dump, what it lets through, a page without network."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from spmd_rl.rollout import dump
+from spmd_rl.types import Sample, Status
+from tests.models import ROOT, tiny_model
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    """Two samples of one prompt in a file, and the model's directory."""
+    model = tiny_model("qwen3")
+    group = [
+        Sample(0, 0, "2+2", [5, 6, 7, 8], "</script>4", 2, "4", 1.0, [1, 0], Status.COMPLETED,
+               rollout_log_probs=[-0.1, -0.2], weight_versions=[1, 2]),
+        Sample(0, 1, "2+2", [5, 6, 7], "5", 1, "4", 0.0, None, Status.TRUNCATED,
+               rollout_log_probs=[-0.3], weight_versions=[2]),
+    ]  # fmt: skip
+    path = tmp_path_factory.mktemp("dump") / "0.json"
+    dump.save(str(path), 0, [group])
+    return path, str(model)
+
+
+def show(samples, *words):
+    path, model = samples
+    argv = [sys.executable, "tools/show_rollout.py", str(path), "--model", model, *words]
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_table_and_filters(samples):
+    assert "2 of 2 samples" in show(samples).stdout
+    told = show(samples, "--status", "truncated").stdout
+    assert "1 of 2 samples" in told and "completed" not in told
+    assert show(samples, "--min-reward", "2").returncode == 1
+
+
+def test_the_page_holds_everything_and_asks_for_nothing(samples, tmp_path):
+    page = tmp_path / "page.html"
+    assert show(samples, "--html", str(page)).returncode == 0
+    text = page.read_text()
+    [data] = re.findall(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)
+    first, second = json.loads(data)
+    assert first["advantage"] == [0.5, 0] and first["loss_mask"] == [1, 0]
+    assert second["advantage"] == [-0.5] and second["log_prob"] == [-0.3]
+    assert first["version"] == [1, 2] and first["text"] == "</script>4"
+    assert not re.search(r"https?://|src=|@import|url\(", text)
+    assert "default-src 'none'" in text
+
+
+def test_a_file_that_is_not_there_is_a_sentence(samples):
+    done = show((samples[0].parent / "9.json", samples[1]))
+    assert done.returncode == 2 and "does not exist" in done.stderr
