@@ -5,13 +5,15 @@
 Starts a short-rollout run of the quickstart's model and looks at its processes between rollouts.
 What is compared is the median of the looks around rollout 20 and of those at the end; a growth of
 more than 2 % is a failure (memory below 4 MiB, and less than 2 files, are noise). Disk is what the
-run's folder holds besides the record that must grow: metrics, TensorBoard, timeline and logs.
+run's folder holds besides the record that must grow: metrics, TensorBoard, timeline and logs. Every
+look is left in `--folder`/looks.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import shutil
 import statistics
 import subprocess
@@ -102,6 +104,11 @@ def main() -> int:
     run = Run(options.folder.resolve(), words, options.ranks)
     looks = watch(run, options.rollouts)
 
+    curves = {
+        f"{who}: {what}": [[n, looks[n].get((who, what))] for n in sorted(looks)]
+        for who, what in sorted({key for one in looks.values() for key in one})
+    }
+    (options.folder / "looks.json").write_text(json.dumps(curves))
     warm = [looks[n] for n in sorted(looks) if n >= FROM]
     early, late = warm[:WINDOW], warm[-WINDOW:]
     table = Table("process", "what", f"after {FROM}", f"after {options.rollouts}", "growth")
