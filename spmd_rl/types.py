@@ -44,6 +44,8 @@ class Sample:
     weight_versions: list[int] = field(
         default_factory=list
     )  # [response_length], the version that sampled it
+    # [k, layers with experts, experts of a token]: those the engine chose for the first k tokens
+    rollout_routed_experts: np.ndarray | None = field(default=None, compare=False)
     remove_sample: bool = False  # keep it in reward normalisation, but train on none of its tokens
     rollout_id: int | None = None  # siblings made from one prompt share it; None: `index`
 
@@ -56,7 +58,17 @@ class Sample:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Sample:
+        experts = values.get("rollout_routed_experts")
+        if isinstance(experts, list):  # from JSON
+            values = values | {"rollout_routed_experts": _smallest(experts)}
         return cls(**(values | {"status": Status(values["status"])}))
+
+
+def _smallest(experts: list) -> np.ndarray | None:
+    array = np.array(experts, dtype=np.int16)
+    if not len(array):
+        return None
+    return array.astype(np.uint8) if array.max() < 256 else array
 
 
 Group = list[Sample]  # the `n_samples_per_prompt` samples of one prompt
@@ -67,7 +79,8 @@ class Batch:
     """All samples of a rollout, columnar and ragged: N samples, R response tokens, T tokens.
 
     Flat arrays hold sample 0 first; sample i owns `total_lengths[i]` tokens and
-    `response_lengths[i]` response tokens.
+    `response_lengths[i]` response tokens. Of its first `routed_lengths[i]` tokens the engine's
+    experts are known.
     """
 
     tokens: np.ndarray  # [T] int32
@@ -80,6 +93,9 @@ class Batch:
     rollout_log_probs: np.ndarray | None = None  # [R] float32
     weight_versions: np.ndarray | None = None  # [R] int32
     truncated: np.ndarray | None = None  # [N] uint8
+    # [sum of routed_lengths, layers with experts x experts of a token] uint8, or int16 beyond 256
+    routed_experts: np.ndarray | None = None
+    routed_lengths: np.ndarray | None = None  # [N] int32
 
     def __len__(self) -> int:
         return len(self.total_lengths)
@@ -99,6 +115,9 @@ class Batch:
                 continue
             if name == "tokens":
                 found[name] = _rows(values, self.total_lengths, order)
+            elif name == "routed_experts":
+                assert self.routed_lengths is not None
+                found[name] = _rows(values, self.routed_lengths, order)
             elif name in PER_RESPONSE_TOKEN:
                 found[name] = _rows(values, self.response_lengths, order)
             else:

@@ -7,16 +7,20 @@ remembers what it was asked.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 from aiohttp import web
 
 KEY = "key-of-the-stub"
 TOKEN = 5  # what the stub says, again and again
+EXPERTS = 8
 
 
 class Answer(NamedTuple):
@@ -50,6 +54,7 @@ class StubEngine:
         self.cancelled = 0  # requests whose client went away
         self.in_flight = self.most_in_flight = 0
         self.version = "1"
+        self.routes: tuple[int, int] | None = None  # layers, experts of a token: its place, mod 8
         self.url = ""
         self._loop = asyncio.new_event_loop()
 
@@ -97,9 +102,15 @@ class StubEngine:
 
     def body(self, body: dict[str, Any], answer: Answer) -> dict[str, Any]:
         count = min(answer.tokens, body["sampling_params"]["max_new_tokens"])
+        experts = {}
+        if body.get("return_routed_experts") and self.routes is not None:
+            places = range(body["routed_experts_start_len"], len(body["input_ids"]) + count - 1)
+            told = np.repeat(np.array(places, np.int32) % EXPERTS, math.prod(self.routes))
+            experts["routed_experts"] = base64.b64encode(told.tobytes()).decode()
         return {
             "text": answer.text,
-            "meta_info": {
+            "meta_info": experts
+            | {
                 "output_token_logprobs": [[-0.5, TOKEN, None]] * count,
                 "finish_reason": {"type": answer.finish},
                 "weight_version": self.version,

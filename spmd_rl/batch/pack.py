@@ -67,8 +67,7 @@ class Packer:
 
         chosen = torch.tensor(samples, dtype=torch.int64)
         starts, totals = starts[: len(samples)], self.total_lengths[chosen]
-        row = torch.zeros(len(positions), dtype=torch.int64)
-        row[_ranges(starts, totals)] = self.tokens[_ranges(self.token_starts[chosen], totals)]
+        row = self._row(samples, lengths, self.tokens, 0)
 
         sizes = self.response_lengths[chosen]
         logit_rows = _ranges(starts + totals - sizes - 1, sizes)
@@ -93,6 +92,23 @@ class Packer:
         }
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         return MicroBatch(lengths=lengths, samples=list(samples), **tensors)
+
+    def places(self, samples: list[int]) -> Tensor:
+        """[T] int64 places of the micro-batch's tokens in the shard's flat ones; -1: padding."""
+        lengths = self._padded_lengths(samples)
+        row = self._row(samples, lengths, torch.arange(len(self.tokens)), -1)
+        if self.cp > 1:
+            row = row[zigzag(lengths, self.cp, self.cp_rank)]
+        return row.to(self.device)
+
+    def _row(self, samples: list[int], lengths: list[int], values: Tensor, empty: int) -> Tensor:
+        """[all tokens] `values` of the shard's tokens, as the packed row has them unsplit."""
+        padded = torch.tensor(lengths)
+        chosen = torch.tensor(samples, dtype=torch.int64)
+        starts, totals = (padded.cumsum(0) - padded)[: len(samples)], self.total_lengths[chosen]
+        row = torch.full((sum(lengths),), empty, dtype=torch.int64)
+        row[_ranges(starts, totals)] = values[_ranges(self.token_starts[chosen], totals)]
+        return row
 
     def _padded_lengths(self, samples: list[int]) -> list[int]:
         """Each sequence padded to 2cp chunks; the row to `multiple` tokens on every cp rank."""

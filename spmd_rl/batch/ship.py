@@ -12,6 +12,7 @@ import json
 import os
 from dataclasses import fields
 from functools import reduce
+from math import prod
 from operator import or_
 from typing import Any
 
@@ -119,9 +120,9 @@ class Layout:
             self.pieces |= {f"shard_{name}_{k}": [v] for k, v in enumerate(_flatten(bins))}
         self.table, offset = {}, 0
         for name, parts in self.pieces.items():
-            length = sum(map(len, parts))
-            self.table[name] = (parts[0].dtype.str, length, offset)
-            offset += -(-length * parts[0].itemsize // ALIGN) * ALIGN
+            shape = (sum(map(len, parts)), *parts[0].shape[1:])
+            self.table[name] = (parts[0].dtype.str, shape, offset)
+            offset += -(-prod(shape) * parts[0].itemsize // ALIGN) * ALIGN
         counts = {name: rest[name] for name in ("num_rollouts", "num_tokens")}
         self.header = json.dumps({"arrays": self.table, **counts}).encode()
         self.size = _data_start(len(self.header)) + offset
@@ -131,9 +132,9 @@ class Layout:
         start = _data_start(len(self.header))
         buffer[:PREFIX] = np.array([len(self.header)], dtype=np.int64).view(np.uint8)
         buffer[PREFIX : PREFIX + len(self.header)] = np.frombuffer(self.header, np.uint8)
-        for name, (dtype, length, at) in self.table.items():
-            nbytes = length * np.dtype(dtype).itemsize
-            into = buffer[start + at : start + at + nbytes].view(dtype)
+        for name, (dtype, shape, at) in self.table.items():
+            nbytes = prod(shape) * np.dtype(dtype).itemsize
+            into = buffer[start + at : start + at + nbytes].view(dtype).reshape(shape)
             np.concatenate(self.pieces[name], out=into)
 
 
@@ -156,9 +157,9 @@ def from_bytes(buffer: np.ndarray) -> Shard:
     def array(name: str) -> np.ndarray | None:
         if name not in header["arrays"]:
             return None
-        dtype, length, at = header["arrays"][name]
-        nbytes = length * np.dtype(dtype).itemsize
-        return buffer[start + at : start + at + nbytes].view(dtype)
+        dtype, shape, at = header["arrays"][name]
+        nbytes = prod(shape) * np.dtype(dtype).itemsize
+        return buffer[start + at : start + at + nbytes].view(dtype).reshape(shape)
 
     def bins(name: str) -> list[list[list[int]]]:
         return _unflatten([array(f"shard_{name}_{k}") for k in range(3)])

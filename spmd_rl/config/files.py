@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spmd_rl import architecture, layout
-from spmd_rl.config import hooks, parallel
+from spmd_rl.config import hooks, parallel, routing
 from spmd_rl.config.errors import Fault
 from spmd_rl.config.schema import Config
 from spmd_rl.data.paths import split_slice
@@ -90,7 +90,9 @@ def _architecture(cfg: Config, config: dict[str, Any]) -> Iterator[Fault]:
     do not divide its numbers.
     """
     try:
-        yield from parallel.check(cfg, architecture.parse(config))
+        found = architecture.parse(config)
+        yield from parallel.check(cfg, found)
+        yield from routing.check(cfg, found)
     except ValueError as error:
         yield Fault(("model.hf_checkpoint",), str(error))
     except KeyError as missing:

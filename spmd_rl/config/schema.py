@@ -184,6 +184,10 @@ class AlgoConfig(Section):
     use_rollout_logprobs: bool = False  # take the engine's log-probs as the old ones
     # take those of the weights that were pushed to the engines, kept in host memory
     keep_old_actor: bool = False
+    # experts that the log-prob pass chose serve the updates too (R2; mixtures of experts)
+    use_routing_replay: bool = False
+    # experts that the engine chose serve the log-prob pass and the updates (R3)
+    use_rollout_routing_replay: bool = False
     # correct for engine and trainer differing, by importance weights
     use_tis: bool = False
     tis_clip: float = 2.0  # upper limit of that weight

@@ -11,8 +11,11 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from spmd_rl.config.schema import Config
 from spmd_rl.rollout import engine_args
+from spmd_rl.rollout.routes import Routes
 
 
 class EngineError(RuntimeError):
@@ -45,16 +48,28 @@ class Generated(NamedTuple):
     finish: str  # stop, length or abort
     prompt_tokens: int
     cached_tokens: int
+    # [k, layers with experts, experts of a token] of the last k tokens but one, where asked for
+    experts: np.ndarray | None = None
 
 
-def read_answer(answer: Any, vocab_size: int | None = None, pushed: bool = False) -> Generated:
-    """One answer of /generate. `pushed`: only tokens of a version that we pushed count."""
+def read_answer(
+    answer: Any,
+    vocab_size: int | None = None,
+    pushed: bool = False,
+    routes: Routes | None = None,
+) -> Generated:
+    """One answer of /generate. `pushed`: only tokens of a version that we pushed count. `routes`:
+    the experts of its tokens were asked for."""
     try:
         meta = answer["meta_info"]
         pairs = meta.get("output_token_logprobs") or []
         tokens, log_probs = [pair[1] for pair in pairs], [pair[0] for pair in pairs]
         versions = _versions(meta, len(pairs), pushed)
         finish = (meta.get("finish_reason") or {}).get("type", "abort")
+        experts = None
+        told = meta.get("routed_experts") is not None or finish != "abort"
+        if routes is not None and tokens and told:  # a request aborted in the queue has none
+            experts = routes.read(meta["routed_experts"], meta["prompt_tokens"] + len(tokens))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise BadAnswer(f"answered in another form: {error!r} in {answer!r:.200}") from error
     ids = answer.get("output_ids")
@@ -73,6 +88,7 @@ def read_answer(answer: Any, vocab_size: int | None = None, pushed: bool = False
         finish=finish,
         prompt_tokens=meta.get("prompt_tokens", 0),
         cached_tokens=meta.get("cached_tokens", 0),
+        experts=experts,
     )
 
 

@@ -26,6 +26,7 @@ from spmd_rl.rollout.answers import (
     Unpushed,
     read_answer,
 )
+from spmd_rl.rollout.routes import ROUTED, Routes
 from spmd_rl.tasks import cancel
 
 CONNECT_TRIES = 5
@@ -71,8 +72,9 @@ class EngineClient:
         timeout: float,
         tell: Tell | None = None,
         vocab_size: int | None = None,
+        routes: Routes | None = None,
     ):
-        self.addresses, self.timeout = addresses, timeout
+        self.addresses, self.timeout, self.routes = addresses, timeout, routes
         self._tell, self._vocab_size = tell, vocab_size
         self.engines = [
             _Server(f"engine {i} ({url})", url, i) for i, url in enumerate(addresses.urls)
@@ -89,18 +91,21 @@ class EngineClient:
             headers=headers,
         )
 
-    async def generate(self, tokens: list[int], sampling: dict[str, Any]) -> Generated:
-        """One sample, by whichever engine the router chooses."""
-        body = {"input_ids": tokens, "sampling_params": sampling, "return_logprob": True}
-        return (await self._deliver(body, 1, self._router))[0]
+    async def generate(
+        self, tokens: list[int], sampling: dict[str, Any], known: int | None = None
+    ) -> Generated:
+        """One sample, by whichever engine the router chooses. `known`: tell the experts of the
+        tokens after so many (None: tell none), which goes past the router: it drops that wish."""
+        body = self._body(tokens, sampling, known)
+        server = None if ROUTED in body else self._router
+        return (await self._deliver(body, 1, server))[0]
 
     async def generate_together(
-        self, tokens: list[list[int]], sampling: list[dict[str, Any]]
+        self, tokens: list[list[int]], sampling: list[dict[str, Any]], known: int | None = None
     ) -> list[Generated]:
         """Samples by one engine in one request, each with its own options; the router knows no
         such requests. The engine with the fewest samples in flight gets them."""
-        body = {"input_ids": tokens, "sampling_params": sampling, "return_logprob": True}
-        return await self._deliver(body, len(tokens))
+        return await self._deliver(self._body(tokens, sampling, known), len(tokens))
 
     @property
     def in_flight(self) -> int:
@@ -132,6 +137,12 @@ class EngineClient:
     async def close(self) -> None:
         await self._http.close()
 
+    def _body(self, tokens: list, sampling: Any, known: int | None) -> dict[str, Any]:
+        body = {"input_ids": tokens, "sampling_params": sampling, "return_logprob": True}
+        if self.routes is None or known is None:
+            return body
+        return body | self.routes.request(known)
+
     async def _deliver(
         self, body: dict[str, Any], size: int, server: _Server | None = None
     ) -> list[Generated]:
@@ -141,7 +152,9 @@ class EngineClient:
             server.in_flight += size
             self._idle.clear()
             try:
-                return self._read(server, await self._ask(server, body), size)
+                answer = await self._ask(server, body)
+                routes = self.routes if ROUTED in body else None
+                return self._read(server, answer, size, routes)
             except EngineFault as error:
                 if self._tell is None:
                     raise
@@ -175,12 +188,15 @@ class EngineClient:
         finally:
             await cancel((asking, broken))
 
-    def _read(self, server: _Server, answer: Any, size: int) -> list[Generated]:
+    def _read(
+        self, server: _Server, answer: Any, size: int, routes: Routes | None
+    ) -> list[Generated]:
         parts = answer if isinstance(answer, list) else [answer]
         try:
             if len(parts) != size:
                 raise BadAnswer(f"gave {len(parts)} answers to {size} samples")
-            return [read_answer(part, self._vocab_size, self._tell is not None) for part in parts]
+            pushed = self._tell is not None
+            return [read_answer(part, self._vocab_size, pushed, routes) for part in parts]
         except EngineFault as error:
             raise type(error)(f"{server.name} {error}") from error
 

@@ -7,6 +7,7 @@ the samples, so every length is checked and a fault names the sample.
 from __future__ import annotations
 
 from itertools import chain
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ def to_batch(
         normal = _normalised(samples, raw, cfg.algo)
     else:
         raw, normal = (_checked_rewards(values, len(samples)) for values in rewards)
+    experts = _experts(samples, cfg)
     return Batch(
         tokens=_flat((s.tokens for s in samples), np.int32),
         total_lengths=np.array([len(s.tokens) for s in samples], dtype=np.int32),
@@ -45,6 +47,8 @@ def to_batch(
             (s.weight_versions or [version] * s.response_length for s in samples), np.int32
         ),
         truncated=np.array([s.status is Status.TRUNCATED for s in samples], dtype=np.uint8),
+        routed_experts=None if experts is None else np.concatenate(experts),
+        routed_lengths=None if experts is None else np.array(list(map(len, experts)), np.int32),
     )
 
 
@@ -110,6 +114,32 @@ def _log_probs(samples: list[Sample], cfg: Config) -> np.ndarray | None:
             "in the custom generate function"
         )
     return None
+
+
+def _experts(samples: list[Sample], cfg: Config) -> list[np.ndarray] | None:
+    """[k, layers x experts of a token] of each sample; None where nobody replays them."""
+    if not cfg.algo.use_rollout_routing_replay:
+        return None
+    told = [s.rollout_routed_experts for s in samples]
+    shapes = {array.shape[1:] for array in told if array is not None}
+    for sample, array in zip(samples, told, strict=True):
+        if array is None and sample.response_length:
+            raise ValueError(
+                f"sample {sample.index} has no rollout_routed_experts, which "
+                "algo.use_rollout_routing_replay needs: call keep_experts(sample, answer) of "
+                "spmd_rl.rollout.generate in the custom generate function"
+            )
+        if array is not None and (len(array) > len(sample.tokens) or len(shapes) > 1):
+            raise ValueError(
+                f"sample {sample.index} has rollout_routed_experts of shape {array.shape} for "
+                f"{len(sample.tokens)} tokens: give one row for each of its first tokens, as the "
+                "engine told them"
+            )
+    [shape] = shapes or [(0, 0)]
+    dtype = next((array.dtype for array in told if array is not None), np.uint8)
+    width = prod(shape)
+    none = np.empty((0, width), dtype)
+    return [none if array is None else array.reshape(len(array), width) for array in told]
 
 
 def _check(sample: Sample) -> None:

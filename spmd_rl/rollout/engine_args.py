@@ -57,6 +57,8 @@ def server_args(
         "log_level": "warning",
         "context_length": cfg.rollout.rollout_max_context_len,
     }
+    if cfg.algo.use_rollout_routing_replay:
+        ours["enable_return_routed_experts"] = True
     if device == "cpu":
         defaults |= _cpu_defaults(cfg)
     else:

@@ -68,9 +68,10 @@ async def evaluate(
 ) -> dict[str, float]:
     """Sample every prompt of every data set and judge the answers."""
     key = cfg.eval.eval_reward_key or cfg.reward.reward_key
-    results = await together(
-        _one(name, prompts, cfg, generator, scorer, key) for name, prompts in sets.items()
-    )
+    with generator.without_experts():
+        results = await together(
+            _one(name, prompts, cfg, generator, scorer, key) for name, prompts in sets.items()
+        )
     return dict(chain.from_iterable(result.items() for result in results))
 
 

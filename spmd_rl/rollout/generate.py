@@ -7,7 +7,9 @@ through `current()` or call `generate` themselves.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from spmd_rl import hooks
 from spmd_rl.config.schema import Config
 from spmd_rl.rollout.answers import Generated
 from spmd_rl.rollout.client import EngineClient
+from spmd_rl.rollout.routes import joined
 from spmd_rl.tasks import Slots
 from spmd_rl.types import Sample, Status
 
@@ -48,6 +51,7 @@ class Generator:
         self.counts = Counts()
         self.engines = len(client.addresses.urls)
         self.stopped = False  # nothing more is generated: whoever asks gets nothing, as if aborted
+        self.tells_experts = client.routes is not None
         self._slots = Slots(cfg.rollout.sglang_server_concurrency * self.engines)
         self._custom = hooks.optional(cfg.rollout.custom_generate_function_path)
         self._tells_evaluation = self._custom is not None and hooks.accepts(
@@ -108,21 +112,32 @@ class Generator:
             made = await hooks.call(self._custom, self.cfg, sample, options[0], **told)
         return [_siblings(samples[0], made)]
 
-    async def ask(self, tokens: list[int], sampling: dict[str, Any]) -> Generated:
-        """One request to an engine."""
+    @contextlib.contextmanager
+    def without_experts(self) -> Iterator[None]:
+        """Answers do not tell the experts of their tokens: nobody trains on them."""
+        before, self.tells_experts = self.tells_experts, False
+        try:
+            yield
+        finally:
+            self.tells_experts = before
+
+    async def ask(self, tokens: list[int], sampling: dict[str, Any], known: int = 0) -> Generated:
+        """One request to an engine. `known`: of how many tokens the experts are known already."""
         if self.stopped:
             return NOTHING
-        answer = await self.client.generate(tokens, sampling)
+        told_from = known if self.tells_experts else None
+        answer = await self.client.generate(tokens, sampling, told_from)
         self.counts.add(answer)
         return answer
 
     async def ask_together(
-        self, tokens: list[list[int]], sampling: list[dict[str, Any]]
+        self, tokens: list[list[int]], sampling: list[dict[str, Any]], known: int = 0
     ) -> list[Generated]:
-        """One request for several samples."""
+        """One request for several samples, of each of which the first `known` experts are known."""
         if self.stopped:
             return [NOTHING] * len(tokens)
-        answers = await self.client.generate_together(tokens, sampling)
+        told_from = known if self.tells_experts else None
+        answers = await self.client.generate_together(tokens, sampling, told_from)
         for answer in answers:
             self.counts.add(answer)
         return answers
@@ -155,8 +170,9 @@ async def generate(args: Config, sample: Sample, sampling_params: dict[str, Any]
     budget = _prepare(args, sample, sampling_params["max_new_tokens"])
     if budget < 1:
         return sample
+    options = sampling_params | {"max_new_tokens": budget}
     for _ in range(ABORT_TRIES):
-        answer = await generator.ask(sample.tokens, sampling_params | {"max_new_tokens": budget})
+        answer = await generator.ask(sample.tokens, options, known_experts(sample))
         if answer.finish != "abort" or generator.stopped:
             break
     _append(sample, answer)
@@ -175,7 +191,8 @@ async def generate_together(
             waiting.append((sample, own))
             tokens.append(sample.tokens)
             sampling.append(own | {"max_new_tokens": budget})
-    answers = await current().ask_together(tokens, sampling) if waiting else []
+    known = min((known_experts(sample) for sample, _ in waiting), default=0)
+    answers = await current().ask_together(tokens, sampling, known) if waiting else []
     for (sample, own), answer in zip(waiting, answers, strict=True):
         if answer.finish == "abort" and not current().stopped:
             await generate(args, sample, own)
@@ -187,11 +204,25 @@ async def generate_together(
 def _append(sample: Sample, answer: Generated) -> None:
     """Add what an engine generated to a sample."""
     sample.tokens += answer.tokens
+    keep_experts(sample, answer)
     sample.response += answer.text
     sample.response_length += len(answer.tokens)
     sample.rollout_log_probs += answer.log_probs
     sample.weight_versions += answer.versions
     sample.status = STATUS.get(answer.finish, Status.FAILED)
+
+
+def keep_experts(sample: Sample, answer: Generated) -> None:
+    """Record the experts of an answer whose tokens are now the sample's last; nothing where none
+    are told. For functions that do not use `generate`."""
+    if answer.experts is not None:
+        known, told = sample.rollout_routed_experts, answer.experts
+        sample.rollout_routed_experts = joined(known, told, len(sample.tokens))
+
+
+def known_experts(sample: Sample) -> int:
+    """Of how many of its tokens the engine's experts are known."""
+    return 0 if sample.rollout_routed_experts is None else len(sample.rollout_routed_experts)
 
 
 def sampling_params(cfg: Config) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from spmd_rl.rollout.collect import Round, Tasks, collect_round
 from spmd_rl.rollout.columns import in_order, to_batch
 from spmd_rl.rollout.filters import verdict
 from spmd_rl.rollout.generate import Counts, Generator, sampling_params, use
+from spmd_rl.rollout.routes import routes
 from spmd_rl.rollout.sft import Encoder
 from spmd_rl.rollout.stats import partial_metrics, rollout_metrics, sample_metrics
 from spmd_rl.tasks import together
@@ -74,7 +75,9 @@ class Service:
 
     async def connect(self, addresses: Addresses) -> None:
         timeout = self.cfg.rollout.rollout_request_timeout
-        client = EngineClient(addresses, timeout, self.report, vocab_size(self.cfg))
+        client = EngineClient(
+            addresses, timeout, self.report, vocab_size(self.cfg), routes(self.cfg)
+        )
         if self.generator:
             await self.generator.client.close()
         self.generator = Generator(self.cfg, self.tokenizer, client)

@@ -31,6 +31,7 @@ from spmd_rl.trainer import (
     model,
     optimizer,
     parallel,
+    replay,
     report,
 )
 from spmd_rl.trainer.data import Piece, RolloutData
@@ -67,6 +68,7 @@ class Trainer:
             self._build(num_steps)
         head = loss.Head(cfg, self.groups, self.architecture.vocab_size)
         self.passes = Passes(self.wrapped, self.groups, head)
+        self.replay = replay.of(cfg.algo, self.chunks, self.architecture, self.groups)
         self.reference = Reference(self.chunks) if _needs_reference(cfg) else None
         self.data: RolloutData | None = None
         self.first_rollout: int | None = None
@@ -103,6 +105,7 @@ class Trainer:
     def load(self, shard: Shard) -> None:
         """Take this rank's shard of the next rollout."""
         self.data = RolloutData(shard, self.cfg, self.groups, self.device)
+        self.replay.load(self.data)
 
     def train(self, rollout: int) -> dict[str, Any]:
         """Log-probs, advantages and the rollout's optimizer steps; metrics over all ranks."""
@@ -115,7 +118,7 @@ class Trainer:
         with timers.phase("train"):
             if self.cfg.algo.loss_type != "sft_loss":
                 self._prepare(data, timers)
-            with timers.phase("actor_train"):
+            with timers.phase("actor_train"), self.replay.following():
                 optimizer.before_steps(self.wrapped)
                 steps = [self._step(data, step) for step in range(data.num_steps)]
                 optimizer.after_steps(self.wrapped)
@@ -133,7 +136,7 @@ class Trainer:
             with timers.phase("ref_log_probs"), self.reference.swapped_in():
                 data.ref_log_probs = self.passes.log_probs(data)
         if correction.needs_log_probs(self.cfg, data.num_steps):
-            with timers.phase("log_probs"), self._sampling_weights(data):
+            with timers.phase("log_probs"), self._sampling_weights(data), self.replay.choosing():
                 data.keep_pass(*self.passes.log_probs_and_entropy(data))
                 data.old_log_probs = data.log_probs
         if algo.use_rollout_logprobs:
@@ -179,6 +182,7 @@ class Trainer:
         self, data: RolloutData, steps: list, timers: report.Timers, rollout: int
     ) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
+        replayed = self.replay.metrics()
         if self.groups.last_stage:
             metrics = report.collect(data, steps, self.groups)
             if self.cfg.algo.loss_type != "sft_loss":
@@ -197,7 +201,7 @@ class Trainer:
         if self.cfg.debug.ci_test and self.cfg.algo.loss_type == "policy_loss":
             assert self.first_rollout is not None
             report.check_gates(metrics, self.cfg, rollout, self.first_rollout)
-        return metrics | timers.metrics()
+        return metrics | replayed | timers.metrics()
 
     def hf_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, whole tensor), streamed in one order; every rank sees each."""

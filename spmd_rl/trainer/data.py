@@ -53,6 +53,8 @@ class RolloutData:
         self.rewards = torch.from_numpy(batch.rewards).float().to(device)
         weights = shard_weights(shard, cfg.algo.calculate_per_token_loss)
         self.weights = weights.double().to(device)  # sums of many small terms: see loss.py
+        algo = cfg.algo
+        self.replays = algo.use_routing_replay or algo.use_rollout_routing_replay
         self.rollout_log_probs = None
         if batch.rollout_log_probs is not None:
             self.rollout_log_probs = torch.from_numpy(batch.rollout_log_probs).float().to(device)
@@ -122,6 +124,8 @@ class RolloutData:
             self.groups.cp_size,
             self.groups.cp_rank,
         )
+        if self.replays:
+            layers.places = self.packer.places(samples)
         if self.groups.cp_size == 1:  # logits rows are the responses in order
             slots = torch.arange(len(made.response_rows), device=self.device)
             return Piece(made, layers, made.response_rows, made.sample_ids, slots)

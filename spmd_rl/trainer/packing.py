@@ -36,7 +36,8 @@ class Packing(PackedSeqParams):
     positions: Tensor | None = None  # [t] of this rank's tokens
     cp_size: int = 1
     cp_rank: int = 0
-    cache: dict[Any, Any] = field(default_factory=dict)  # rotary tables, buckets
+    places: Tensor | None = None  # [t] of this rank's tokens in the shard; -1: padding
+    cache: dict[Any, Any] = field(default_factory=dict)  # rotary tables, buckets, experts
 
     def rotary(self, inv_freq: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [t, 1, rotary dimensions / 2] of this rank's tokens, typed as `like`."""

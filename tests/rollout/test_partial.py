@@ -2,12 +2,14 @@
 
 import asyncio
 
+import numpy as np
 import orjson
 
 from spmd_rl.rollout.service import Service
 from spmd_rl.types import Status
+from tests.models import tiny_model
 from tests.rollout.collecting import config
-from tests.stub_engine import Answer, stub_engine
+from tests.stub_engine import EXPERTS, Answer, stub_engine
 
 HALF = 3  # tokens when the abort comes
 
@@ -18,7 +20,7 @@ def partial(folder, **rollout):
     return config(folder, rollout=settings | rollout)
 
 
-def rollouts(cfg, answer, count=2, restart=False):
+def rollouts(cfg, answer, count=2, restart=False, routes=None):
     """Batches, metrics and states of some rollouts; with `restart` each by a service of its own."""
 
     async def play(engine):
@@ -37,6 +39,7 @@ def rollouts(cfg, answer, count=2, restart=False):
         return collected
 
     with stub_engine(answer) as engine:
+        engine.routes = routes
         return asyncio.run(play(engine)), engine
 
 
@@ -63,6 +66,19 @@ def test_unfinished_groups_go_first_into_the_next_rollout(tmp_path):
     assert batch.loss_mask.all()
     assert second[1]["rollout/partial/resumed_groups"] == 2
     assert second[1]["rollout/partial/offpolicy_token_frac"] == HALF / (HALF + 5)
+
+
+def test_experts_go_on_where_the_last_answer_ended(tmp_path):
+    cfg = partial(tmp_path)
+    cfg.algo.use_rollout_routing_replay = True
+    cfg.model.hf_checkpoint = str(tiny_model("qwen3_moe"))
+    (_, second), engine = rollouts(cfg, slow, restart=True, routes=(2, 2))
+    batch = second[0]
+    assert batch.routed_lengths.tolist() == (batch.total_lengths - 1).tolist()
+    places = np.concatenate([np.arange(length) for length in batch.routed_lengths])
+    assert (batch.routed_experts == (places % EXPERTS)[:, None]).all()
+    for request in engine.requests[8:12]:  # the last of the tokens before was not routed yet
+        assert request["routed_experts_start_len"] == len(request["input_ids"]) - 1
 
 
 def test_old_tokens_can_be_masked(tmp_path):

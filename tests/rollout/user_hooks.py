@@ -7,7 +7,7 @@ import threading
 import time
 
 from spmd_rl.rollout.filters import DynamicFilterOutput
-from spmd_rl.rollout.generate import current, generate
+from spmd_rl.rollout.generate import current, generate, keep_experts
 from spmd_rl.types import Sample, Status
 
 
@@ -79,6 +79,7 @@ async def two_turns(args, sample, sampling_params):
     sample.tokens += observation
     answer = await current().ask(sample.tokens, sampling_params)
     sample.tokens += answer.tokens
+    keep_experts(sample, answer)
     sample.response += answer.text
     sample.response_length += len(observation) + len(answer.tokens)
     sample.loss_mask = [1] * turn + [0] * 3 + [1] * len(answer.tokens)

@@ -1,4 +1,6 @@
-"""A whole job of a mixture of experts: trained on spread experts, pushed, resumed otherwise."""
+"""A whole job of a mixture of experts: trained on spread experts that follow the engine's choice,
+pushed, resumed otherwise.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ def test_a_mixture_of_experts_trains_and_resumes_with_its_experts_gathered(tmp_p
         tmp_path,
         model={"hf_checkpoint": str(model)},
         rollout={"num_rollout": 1},
+        algo={"use_rollout_routing_replay": True},
         checkpoint={"save_interval": 1},
         megatron={"expert_model_parallel_size": 2, "expert_tensor_parallel_size": 1},
         debug={"check_weight_update_equal": False},  # does not know this engine's layout
@@ -23,3 +26,4 @@ def test_a_mixture_of_experts_trains_and_resumes_with_its_experts_gathered(tmp_p
     assert [row["rollout"] for row in rollouts] == [0, 1]
     for row in rollouts:  # the second one's engine was filled from the resumed trainer
         assert max(row["train/train_rollout_logprob_abs_diff_max"]) < 1e-5
+        assert row["train/routing_replay_changed"] < 0.01
