@@ -135,6 +135,7 @@ class Worker:
             self.trainer.weights_pushed(version)
         self.version = version
         self.trainer.offload()
+        control.give_back()
         return {"stats": stats, "failed": {index: str(why) for index, why in failed.items()}}
 
     @command

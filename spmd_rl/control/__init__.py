@@ -8,7 +8,7 @@ from spmd_rl.control.children import Child, clean_env, spawn
 from spmd_rl.control.job import Job, join
 from spmd_rl.control.lock import hold
 from spmd_rl.control.logs import log_only, log_to, terminal
-from spmd_rl.control.memory import PeakMemory, tree_memory
+from spmd_rl.control.memory import PeakMemory, give_back, tree_memory
 from spmd_rl.control.notices import Notices
 from spmd_rl.control.report import Explained
 from spmd_rl.control.signals import stop_requested
@@ -26,6 +26,7 @@ __all__ = [
     "clean_env",
     "command",
     "follow",
+    "give_back",
     "hold",
     "join",
     "log_only",

@@ -7,6 +7,7 @@ Comes in: process numbers. Goes out: bytes. Imports no torch.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import threading
 from collections.abc import Iterable
@@ -32,6 +33,14 @@ def process_memory(pid: int) -> int:
     with contextlib.suppress(OSError, IndexError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
+
+
+def give_back() -> None:
+    """Give freed memory back to the system. glibc keeps the holes between what lives, and batches
+    whose sizes differ leave more of them for hundreds of rollouts. Takes a millisecond.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def tree(pids: Iterable[int]) -> set[int]:
