@@ -107,7 +107,7 @@ def rank_measure(models: str, folder: str) -> None:
     with Ranks() as ranks:
         for name, path in json.loads(models).items():
             trainer = ranks.trainer(planned_config(path))
-            chunk = trainer.chunks[0]
+            chunk = trainer.actor.chunks[0]
             shard = shard_of(long_batch(), trainer.cfg, trainer.placement, 0)
             piece = RolloutData(shard, trainer.cfg, trainer.groups, trainer.device).step(0)[0]
             weights = {p.untyped_storage().data_ptr() for p in chunk.parameters()}

@@ -73,7 +73,7 @@ def rank_main(model: str, folder: str, rounds: int) -> None:
         return path
 
     def plainly(path: Path) -> None:
-        pieces = to_save(trainer.chunks, trainer.optimizer, _metadata(trainer.groups))
+        pieces = to_save(trainer.actor.chunks, trainer.actor.optimizer, _metadata(trainer.groups))
         with open(path / f"{rank}.pt", "wb") as file:
             torch.save([piece.values.clone() for piece in pieces], file)
             file.flush()

@@ -41,7 +41,8 @@ def convert(config: Path, overrides: list[str], source: Path, target: Path) -> N
     made = model.transformer_config(shape, cfg.megatron, groups, device)
     chunks = model.build(shape, made, device)
     inside = source / "model"
-    checkpoint.load(inside if inside.is_dir() else source, chunks, None, None, groups)
+    held = {"actor": checkpoint.Model(chunks, None, None)}
+    checkpoint.load(inside if inside.is_dir() else source, held, groups)
     tensors = export.hf_tensors(chunks, NameMap(shape), groups)
     output = whole_or_nothing(target, "--output-dir") if rank == 0 else contextlib.nullcontext()
     with output as aside:

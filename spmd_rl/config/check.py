@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterator
 
-from spmd_rl.config import deterministic
+from spmd_rl.config import critic, deterministic
 from spmd_rl.config.errors import Fault
 from spmd_rl.config.schema import Config
 
@@ -26,6 +26,7 @@ def check(cfg: Config) -> Iterator[Fault]:
     yield from _evaluation(cfg)
     yield from _names(cfg)
     yield from deterministic.check(cfg)
+    yield from critic.check(cfg)
     if cfg.algo.loss_type != "sft_loss":
         yield from _reward(cfg)
         yield from _policy(cfg)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spmd_rl import architecture, layout
-from spmd_rl.config import hooks, parallel, routing
+from spmd_rl.config import critic, hooks, parallel, routing
 from spmd_rl.config.errors import Fault
 from spmd_rl.config.schema import Config
 from spmd_rl.data.paths import split_slice
@@ -35,6 +35,7 @@ ARCHITECTURE = {
 
 def check(cfg: Config) -> Iterator[Fault]:
     yield from _models(cfg)
+    yield from critic.check_files(cfg)
     yield from _data(cfg)
     yield from hooks.check(cfg)
 

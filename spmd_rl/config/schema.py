@@ -47,6 +47,8 @@ class ModelConfig(Section):
     hf_checkpoint: str  # HF directory: architecture, tokenizer, and what the engines start from
     # HF directory of the reference model and first weights; None: hf_checkpoint
     ref_load: str | None = None
+    # HF directory of the critic's first weights; None: those of the actor, with a new value layer
+    critic_load: str | None = None
     trust_remote_code: bool = False  # let transformers and SGLang run code of the model directory
 
 
@@ -154,14 +156,26 @@ class AlgoConfig(Section):
     custom_loss_function_path: str | None = None  # the function of loss_type custom_loss
     # how rewards become advantages
     advantage_estimator: Literal[
-        "grpo", "gspo", "cispo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"
+        "grpo",
+        "gspo",
+        "cispo",
+        "rloo",
+        "reinforce_plus_plus",
+        "reinforce_plus_plus_baseline",
+        "ppo",
     ] = "grpo"
     # function in place of the estimator's advantages; the loss stays the estimator's
     custom_advantage_function_path: str | None = None
     disable_rewards_normalization: bool = False  # use rewards as they are
     disable_grpo_std_normalization: bool = False  # subtract the group's mean only
     normalize_advantages: bool = False  # whiten advantages over the whole rollout
-    gamma: float = Field(default=1.0, ge=0, le=1)  # discount of reinforce_plus_plus
+    gamma: float = Field(default=1.0, ge=0, le=1)  # discount of reinforce_plus_plus and ppo
+    # of ppo: how much later values count in an advantage (GAE)
+    lambd: float = Field(default=1.0, ge=0, le=1)
+    # of ppo: how far a step's values count away from those before it
+    value_clip: float = Field(default=0.2, ge=0)
+    # of ppo: first rollouts that train the critic alone
+    num_critic_only_steps: int = Field(default=0, ge=0)
     # ratios are clipped to 1 - eps_clip ... 1 + eps_clip_high
     eps_clip: float = Field(default=0.2, ge=0)
     eps_clip_high: float | None = Field(default=None, ge=0)  # None: eps_clip
@@ -172,7 +186,7 @@ class AlgoConfig(Section):
     use_kl_loss: bool = False  # hold the policy near the reference model by a loss term
     kl_loss_coef: float = 0.0  # weight of that term
     kl_loss_type: Literal["k1", "k2", "k3", "low_var_kl"] = "k1"  # its estimator
-    kl_coef: float = 0.0  # weight of the KL penalty in rewards (reinforce_plus_plus*)
+    kl_coef: float = 0.0  # weight of the KL penalty in rewards (ppo, reinforce_plus_plus*)
     use_unbiased_kl: bool = False  # weigh the KL estimate by the importance ratio
     # rollouts after which the reference becomes the policy as it is then; None: never
     ref_update_interval: int | None = Field(default=None, ge=1)
@@ -231,6 +245,8 @@ class TrainConfig(Section):
     # the same bits in every run, on GPUs too: deterministic kernels, NCCL rings, engines; slower
     deterministic: bool = False
     lr: float = Field(default=1e-6, ge=0)  # learning rate
+    critic_lr: float | None = Field(default=None, ge=0)  # that of ppo's critic; None: lr
+    critic_lr_warmup_iters: int = Field(default=0, ge=0)  # steps of warm-up of the critic
     clip_grad: float = Field(default=1.0, ge=0)  # largest gradient norm; 0: no limit
     # regular expressions: only parameters whose Megatron name one of them is found in learn
     only_train_params_name_list: list[str] | None = None
@@ -326,6 +342,11 @@ class Config(Section):
     # fields of megatron-core's config dataclasses
     megatron: dict[str, Any] = Field(default_factory=dict)
     sglang: dict[str, Any] = Field(default_factory=dict)  # fields of sglang's ServerArgs
+
+    @property
+    def use_critic(self) -> bool:
+        """Whether a critic is trained beside the actor (slime's hooks read it too)."""
+        return self.algo.advantage_estimator == "ppo" and self.algo.loss_type != "sft_loss"
 
     def __getattr__(self, name: str) -> Any:
         """The key `name` of whichever section has it, so that slime's hooks read `args.<flag>`."""

@@ -27,14 +27,16 @@ ELSEWHERE = {  # flag -> what stands for it here
     "wandb_host": "set the environment variable WANDB_BASE_URL",
     "wandb_dir": "set the environment variable WANDB_DIR",
     "train_env_vars": "set the variables in the environment of the launcher",
+    "critic_num_nodes": "the critic lives on the actor's ranks; leave it out",
+    "critic_num_gpus_per_node": "the critic lives on the actor's ranks; leave it out",
+    "critic_save": "every checkpoint holds the critic too; leave it out",
     "sglang_pp_size": "write sglang.pp_size",
     "sglang_pipeline_parallel_size": "write sglang.pp_size",
 }
 
 _UNSUPPORTED = """
 allgather_cp ci_disable_kl_checker ci_load_grad_norm ci_save_grad_norm
-ci_train_rollout_logprob_abs_diff_threshold critic_load critic_lr critic_lr_warmup_iters
-critic_num_gpus_per_node critic_num_nodes critic_save custom_config_path
+ci_train_rollout_logprob_abs_diff_threshold custom_config_path
 custom_convert_samples_to_train_data_path custom_eval_rollout_log_function_path
 custom_megatron_before_log_prob_hook_path custom_megatron_before_train_step_hook_path
 custom_megatron_init_path custom_model_provider_path custom_rollout_log_function_path
@@ -42,13 +44,13 @@ custom_update_weight_post_write_path data_source_path debug_rollout_only
 disable_rollout_global_dataset disable_rollout_trim_samples disable_wandb_random_suffix
 disable_weights_backuper dump_details enable_mtp_training eval_config eval_function_path
 eval_max_context_len eval_min_new_tokens fetch_trajectory_retry_times freeze_indexer http_proxy
-lambd load_debug_rollout_data load_debug_rollout_data_subsample load_forge_rollout_data
+load_debug_rollout_data load_debug_rollout_data_subsample load_forge_rollout_data
 log_correct_samples log_multi_turn log_reward_category loss_mask_type
 megatron_config_path megatron_deepgemm_forward_layers
 megatron_deepgemm_forward_modules megatron_deepgemm_moe_forward_layers
 megatron_deepgemm_moe_forward_modules memory_recorder memory_snapshot_dir
 memory_snapshot_num_steps min_batch_collection_ratio mtp_loss_scaling_factor mtp_num_layers
-multimodal_keys num_critic_only_steps opd_kl_coef opd_teacher_ckpt_step opd_teacher_load opd_type
+multimodal_keys opd_kl_coef opd_teacher_ckpt_step opd_teacher_load opd_type
 prefill_num_servers profile_target qwen_gdn_backend recompute_loss_function
 record_memory_history ref_ckpt_step release_train reset_optimizer_states
 rollout_all_samples_process_path rollout_buffer_url rollout_data_postprocess_path rollout_external
@@ -60,7 +62,7 @@ tb_project_name train_memory_margin_bytes true_on_policy_mode update_weight_delt
 update_weight_delta_encoding update_weight_disk_dir update_weight_disk_keep_files
 update_weight_local_checkpoint_dir update_weight_mode update_weight_transport
 update_weights_interval use_distributed_post use_dynamic_global_batch_size use_opd
-use_rollout_entropy use_stateless_adam value_clip
+use_rollout_entropy use_stateless_adam
 wandb_always_use_train_step wandb_run_id wandb_team
 """
 UNSUPPORTED = frozenset(_UNSUPPORTED.split())

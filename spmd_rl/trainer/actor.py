@@ -1,4 +1,4 @@
-"""The trainer of one rank: holds its part of the model, turns shards into updates, gives weights
+"""The trainer of one rank: holds its part of the models, turns shards into updates, gives weights
 out.
 
 In: the configuration, the placement, then a `Shard` for each rollout. Out: metrics, Hugging Face
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from spmd_rl import architecture
 from spmd_rl.algo.mismatch import Watch
 from spmd_rl.config.schema import Config
 from spmd_rl.trainer import (
@@ -25,22 +25,21 @@ from spmd_rl.trainer import (
     checkpoint,
     correction,
     cpu_compat,
-    freeze,
+    critic,
     loss,
     mismatch,
-    model,
-    optimizer,
     parallel,
     replay,
     report,
 )
 from spmd_rl.trainer.data import Piece, RolloutData
-from spmd_rl.trainer.memory import Memory
-from spmd_rl.trainer.passes import Passes
+from spmd_rl.trainer.heads import LogProbs
+from spmd_rl.trainer.learner import Learner
 from spmd_rl.trainer.reference import Pushed, Reference
 from spmd_rl.types import Placement, Shard
-from spmd_rl.weights import export, hf
-from spmd_rl.weights.names import NameMap
+from spmd_rl.weights import hf
+
+Steps = list[tuple[dict[str, Tensor], dict[str, Tensor]]]  # (sums, maxima) of each
 
 
 class Trainer:
@@ -60,47 +59,39 @@ class Trainer:
         if cfg.train.deterministic:
             torch.use_deterministic_algorithms(True)
         self.groups = parallel.initialise(placement, cfg.megatron, cfg.train.seed)
-        self.memory = Memory(self.device, bool(cfg.placement.offload_train))
-        self.start = cfg.model.ref_load or cfg.model.hf_checkpoint
-        self.architecture = architecture.read(self.start)
-        self.names = NameMap(self.architecture)
-        with self.memory.pool():
-            self._build(num_steps)
-        head = loss.Head(cfg, self.groups, self.architecture.vocab_size)
-        self.passes = Passes(self.wrapped, self.groups, head)
-        self.replay = replay.of(cfg.algo, self.chunks, self.architecture, self.groups)
-        self.reference = Reference(self.chunks) if _needs_reference(cfg) else None
+        self.actor = Learner(cfg, self.groups, self.device, num_steps - _critic_only(cfg))
+        self.critic: Learner | None = None
+        if cfg.use_critic:
+            self.actor.memory.offload()  # room for the critic's first weights
+            theirs = critic.config_of(cfg)
+            self.critic = Learner(theirs, self.groups, self.device, num_steps, values=True)
+            self.critic.memory.offload()
+            self.actor.memory.onload()
+        actor = self.actor
+        self.replay = replay.of(cfg.algo, actor.chunks, actor.architecture, self.groups)
+        self.reference = Reference(self.actor.chunks) if _needs_reference(cfg) else None
         self.data: RolloutData | None = None
-        self.first_rollout: int | None = None
+        self.first_rollout: int | None = None  # the first in which the actor learned
         self.saver = checkpoint.Saver(self.groups, self.device, cfg.checkpoint.async_save)
-        self._host_values: list[dict[str, float]] = []
         self.loss = loss.Loss(cfg)
-        self.pushed = Pushed(self.chunks) if cfg.algo.keep_old_actor else None
+        self.pushed = Pushed(self.actor.chunks) if cfg.algo.keep_old_actor else None
         self.version: int | None = None  # of the last push
-        self.watch = Watch(str(self.config.params_dtype).removeprefix("torch."))
-
-    def _build(self, num_steps: int) -> None:
-        cfg, groups = self.cfg, self.groups
-        self.config = model.transformer_config(self.architecture, cfg.megatron, groups, self.device)
-        self.chunks = model.build(self.architecture, self.config, self.device)
-        parameters = export.named_parameters(self.chunks)
-        model.mark_split(parameters, self.names)
-        freeze.apply(parameters, cfg.train, groups)
-        self._read(self.start)
-        self.wrapped = optimizer.wrap(self.chunks, self.config, cfg.megatron)
-        self.optimizer = optimizer.build(self.wrapped, self.config, cfg)
-        optimizer.after_steps(self.wrapped)
-        self.schedule = optimizer.build_schedule(self.optimizer, cfg, num_steps)
+        self.watch = Watch(self._dtype)
 
     def describe(self) -> dict[str, Any]:
         """What was built, for the log. Not collective."""
-        return {
-            "family": self.architecture.family,
-            "parameters": hf.count(self.start),
-            "dtype": str(self.config.params_dtype).removeprefix("torch."),
-            "layers": self.config.transformer_impl,
+        found = {
+            "family": self.actor.architecture.family,
+            "parameters": hf.count(self.actor.start),
+            "dtype": self._dtype,
+            "layers": self.actor.config.transformer_impl,
             "device": str(self.device),
         }
+        return found | ({"critic": self.critic.start} if self.critic else {})
+
+    @property
+    def _dtype(self) -> str:
+        return str(self.actor.config.params_dtype).removeprefix("torch.")
 
     def load(self, shard: Shard) -> None:
         """Take this rank's shard of the next rollout."""
@@ -108,43 +99,71 @@ class Trainer:
         self.replay.load(self.data)
 
     def train(self, rollout: int) -> dict[str, Any]:
-        """Log-probs, advantages and the rollout's optimizer steps; metrics over all ranks."""
+        """Log-probs, values, advantages and the rollout's optimizer steps; metrics over all
+        ranks.
+        """
         assert self.data is not None, "load() comes before train()"
-        data, timers = self.data, report.Timers(self.device)
+        data, timers, algo = self.data, report.Timers(self.device), self.cfg.algo
         self.saver.copied()
         cpu_compat.enable(self.device)
-        if self.first_rollout is None:
+        learns = self.critic is None or rollout >= algo.num_critic_only_steps
+        if learns and self.first_rollout is None:
             self.first_rollout = rollout
+        steps: list[Steps] = []
         with timers.phase("train"):
-            if self.cfg.algo.loss_type != "sft_loss":
-                self._prepare(data, timers)
-            with timers.phase("actor_train"), self.replay.following():
-                optimizer.before_steps(self.wrapped)
-                steps = [self._step(data, step) for step in range(data.num_steps)]
-                optimizer.after_steps(self.wrapped)
-        metrics = self._metrics(data, steps, timers, rollout)
-        interval = self.cfg.algo.ref_update_interval
+            if algo.loss_type != "sft_loss":
+                self._log_probs(data, timers)
+            if self.critic is not None:
+                with self._critics_turn():
+                    steps.append(self._train_critic(self.critic, data, timers))
+            elif algo.loss_type != "sft_loss":
+                self._advantages(data)
+            if learns:
+                with timers.phase("actor_train"), self.replay.following():
+                    steps.append(self.actor.steps(data.steps(), partial(self._loss_of, data)))
+        metrics = self._metrics(data, _merged(steps), timers, rollout)
+        interval = algo.ref_update_interval
         if self.reference is not None and interval and (rollout + 1) % interval == 0:
             self.reference.take()
         self.data = None
         return metrics
 
-    def _prepare(self, data: RolloutData, timers: report.Timers) -> None:
-        """Everything a policy loss needs that is computed once a rollout."""
+    def _log_probs(self, data: RolloutData, timers: report.Timers) -> None:
+        """Those that a policy loss needs and that are computed once a rollout."""
         algo = self.cfg.algo
         if self.reference is not None:
             with timers.phase("ref_log_probs"), self.reference.swapped_in():
-                data.ref_log_probs = self.passes.log_probs(data)
+                data.ref_log_probs, _ = self.actor.passes.forward(data)
         if correction.needs_log_probs(self.cfg, data.num_steps):
             with timers.phase("log_probs"), self._sampling_weights(data), self.replay.choosing():
-                data.keep_pass(*self.passes.log_probs_and_entropy(data))
+                data.keep_pass(*self.actor.passes.forward(data))
                 data.old_log_probs = data.log_probs
         if algo.use_rollout_logprobs:
             data.old_log_probs = data.rollout_log_probs
+
+    def _advantages(self, data: RolloutData) -> None:
         if self.groups.last_stage:
             advantage.set_advantages(data, self.cfg, self.groups, self.loss.hooks)
-            if algo.use_tis and algo.tis_batch_normalize:
+            if self.cfg.algo.use_tis and self.cfg.algo.tis_batch_normalize:
                 data.mean_weight = correction.mean_weight(self.cfg, data, self.groups)
+
+    def _train_critic(self, learner: Learner, data: RolloutData, timers: report.Timers) -> Steps:
+        """Values of the rollout, advantages from them, and the critic's steps."""
+        with timers.phase("values"):
+            (data.values,) = learner.passes.forward(data)
+        self._advantages(data)
+        with timers.phase("critic_train"):
+            return learner.steps(data.steps(), partial(critic.value_loss, self.cfg, data))
+
+    @contextlib.contextmanager
+    def _critics_turn(self) -> Iterator[None]:
+        """With placement.offload_train only one of the two models is on the device at a time."""
+        assert self.critic is not None
+        self.actor.memory.offload()
+        self.critic.memory.onload()
+        yield
+        self.critic.memory.offload()
+        self.actor.memory.onload()
 
     def _sampling_weights(self, data: RolloutData) -> contextlib.AbstractContextManager[None]:
         """The model is the one that sampled, as far as `keep_old_actor` says so."""
@@ -158,28 +177,12 @@ class Trainer:
         if self.pushed is not None:
             self.pushed.keep(version)
 
-    def _step(self, data: RolloutData, step: int) -> tuple[dict, dict]:
-        """One optimizer step; its metrics on this rank."""
-        for chunk in self.wrapped:
-            chunk.zero_grad_buffer()
-        self.optimizer.zero_grad()
-
-        def loss_of(logits: Tensor, piece: Piece) -> loss.Outcome:
-            now = self.passes.head(logits, piece)
-            data.keep_step(piece, now.log_probs, now.entropy)
-            return self.loss(now, piece, data)
-
-        sums, maxima = self.passes.step(data.step(step), loss_of)
-        rate = self.optimizer.param_groups[0]["lr"]
-        updated, norm, _ = self.optimizer.step()
-        if not updated:
-            raise RuntimeError(f"optimizer step {step} was skipped: gradients are not finite")
-        self.schedule.step(increment=1)
-        self._host_values.append({"grad_norm": norm, "lr-pg_0": rate})
-        return sums, maxima
+    def _loss_of(self, data: RolloutData, now: LogProbs, piece: Piece) -> loss.Outcome:
+        data.keep_step(piece, now.log_probs, now.entropy)
+        return self.loss(now, piece, data)
 
     def _metrics(
-        self, data: RolloutData, steps: list, timers: report.Timers, rollout: int
+        self, data: RolloutData, steps: Steps, timers: report.Timers, rollout: int
     ) -> dict[str, Any]:
         metrics: dict[str, Any] = {}
         replayed = self.replay.metrics()
@@ -193,36 +196,37 @@ class Trainer:
             last = dist.get_process_group_ranks(self.groups.pp)[-1]
             dist.broadcast_object_list(box, src=last, group=self.groups.pp)
             metrics = box[0]
-        for name in self._host_values[0]:
-            metrics[f"train/{name}"] = [values[name] for values in self._host_values]
-        self._host_values.clear()
-        seconds = timers.seconds["actor_train"]
-        metrics["perf/actor_train_tok_per_s"] = metrics.pop("tokens") / seconds
-        if self.cfg.debug.ci_test and self.cfg.algo.loss_type == "policy_loss":
-            assert self.first_rollout is not None
-            report.check_gates(metrics, self.cfg, rollout, self.first_rollout)
+        for name, learner in self._learners().items():
+            prefix = "train/" if name == "actor" else f"train/{critic.PREFIX}"
+            metrics |= {f"{prefix}{key}": values for key, values in learner.numbers().items()}
+        tokens, seconds = metrics.pop("tokens"), timers.seconds.get("actor_train")
+        if seconds:
+            metrics["perf/actor_train_tok_per_s"] = tokens / seconds
+            if self.cfg.debug.ci_test and self.cfg.algo.loss_type == "policy_loss":
+                assert self.first_rollout is not None
+                report.check_gates(metrics, self.cfg, rollout, self.first_rollout)
         return metrics | replayed | timers.metrics()
 
     def hf_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, whole tensor), streamed in one order; every rank sees each."""
-        yield from export.hf_tensors(self.chunks, self.names, self.groups)
+        yield from self.actor.hf_tensors()
 
     def save_hf(self, directory: str | Path) -> None:
         """A checkpoint that transformers loads. Train rank 0 writes; all take part."""
         if dist.get_rank() == 0:
             template = self.cfg.model.hf_checkpoint
-            hf.save(directory, self.hf_tensors(), template, self.config.params_dtype)
+            hf.save(directory, self.hf_tensors(), template, self.actor.config.params_dtype)
         else:
             for _ in self.hf_tensors():
                 pass
         dist.barrier()
 
     def begin_save(self, directory: str | Path) -> None:
-        """Start to save weights, optimizer, schedule and random state, while engines generate."""
+        """Start to save weights, optimizers, schedules and random state, while engines generate."""
         wanted = self.cfg.checkpoint
-        optimizer = None if wanted.no_save_optim else self.optimizer
-        random = not wanted.no_save_rng
-        self.saver.begin(directory, self.chunks, optimizer, self.schedule, random)
+        self._onload_all()
+        models = self._stored(not wanted.no_save_optim)
+        self.saver.begin(directory, models, random=not wanted.no_save_rng)
 
     def finish_save(self) -> dict[str, Any]:
         """The end of the save begun last, when all is on disk; see checkpoint.Saver.finish."""
@@ -231,36 +235,49 @@ class Trainer:
     def load_checkpoint(
         self, directory: str | Path, optimizer: bool = True, random: bool = True
     ) -> None:
-        """Weights and, as wanted, the optimizer with its schedule, and the random state."""
+        """Weights and, as wanted, the optimizers with their schedules, and the random state."""
         self.saver.copied()
-        kept = self.optimizer if optimizer else None
-        checkpoint.load(directory, self.chunks, kept, self.schedule, self.groups, random)
-        if kept is None:
-            self.optimizer.reload_model_params()
+        self._onload_all()
+        checkpoint.load(directory, self._stored(optimizer), self.groups, random)
+        if not optimizer:
+            for learner in self._learners().values():
+                learner.optimizer.reload_model_params()
 
     def load_weights(self, directory: str | Path) -> None:
         """First weights from another Hugging Face directory than the reference model's."""
-        self._read(directory)
-        self.optimizer.reload_model_params()
+        self._onload_all()
+        self.actor.load_weights(directory)
+        if self.critic is not None and not self.cfg.model.critic_load:
+            self.critic.load_weights(directory)
 
-    def _read(self, directory: str | Path) -> None:
-        """This rank's part of a Hugging Face directory's weights."""
-        groups = self.groups
-        hf.load(
-            directory,
-            export.named_tensors(self.chunks),
-            self.names,
-            (groups.tp_rank, groups.tp_size),
-            (groups.etp_rank, groups.etp_size),
-        )
+    def _learners(self) -> dict[str, Learner]:
+        return {"actor": self.actor} | ({"critic": self.critic} if self.critic else {})
+
+    def _stored(self, optimizer: bool) -> dict[str, checkpoint.Model]:
+        return {
+            name: checkpoint.Model(
+                learner.chunks, learner.optimizer if optimizer else None, learner.schedule
+            )
+            for name, learner in self._learners().items()
+        }
 
     def offload(self) -> None:
         """Give device memory back while engines generate."""
         self.saver.copied()
-        self.memory.offload()
+        for learner in self._learners().values():
+            learner.memory.offload()
 
     def onload(self) -> None:
-        self.memory.onload()
+        """Take memory for the actor; the critic has it in turn."""
+        if self.critic is not None and self.critic.memory.saver is not None:
+            self.saver.copied()
+            self.critic.memory.offload()
+        self.actor.memory.onload()
+
+    def _onload_all(self) -> None:
+        """Both models, until the next offload() or onload()."""
+        for learner in self._learners().values():
+            learner.memory.onload()
 
 
 def _device(cfg: Config, placement: Placement, rank: int) -> torch.device:
@@ -275,3 +292,21 @@ def _device(cfg: Config, placement: Placement, rank: int) -> torch.device:
 def _needs_reference(cfg: Config) -> bool:
     algo = cfg.algo
     return algo.loss_type != "sft_loss" and (algo.use_kl_loss or algo.kl_coef != 0)
+
+
+def _critic_only(cfg: Config) -> int:
+    """Optimizer steps that only the critic takes; the actor's schedule is shorter by them."""
+    if not cfg.use_critic:
+        return 0
+    return cfg.algo.num_critic_only_steps * (cfg.rollout.num_steps_per_rollout or 1)
+
+
+def _merged(steps: list[Steps]) -> Steps:
+    """Of each step what all models say."""
+    return [
+        (
+            {k: v for sums, _ in of for k, v in sums.items()},
+            {k: v for _, maxima in of for k, v in maxima.items()},
+        )
+        for of in zip(*steps, strict=True)
+    ]

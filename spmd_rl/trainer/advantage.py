@@ -1,8 +1,8 @@
 """Advantages of a rollout, once, before its optimizer steps.
 
-In: the rollout's columns with the log-probs that the algorithm needs. Out: `data.advantages` and
-`data.returns` set. The order: KL, estimator (or the user's function), whitening. Collective over
-data-parallel ranks; runs on the last pipeline stage.
+In: the rollout's columns with the log-probs (and values) that the algorithm needs. Out:
+`data.advantages` and `data.returns` set. The order: KL, estimator (or the user's function),
+whitening. Collective over data-parallel ranks; runs on the last pipeline stage.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from spmd_rl.algo.advantages import advantages, whiten, whitening_sums
+from spmd_rl.algo.advantages import advantages, gae, whiten, whitening_sums
 from spmd_rl.algo.kl import kl
 from spmd_rl.config.schema import Config
 from spmd_rl.trainer import custom
@@ -23,6 +23,17 @@ def set_advantages(data: RolloutData, cfg: Config, groups: Groups, hooks: custom
     algo, divergence = cfg.algo, _divergence(data, cfg)
     if hooks.advantage is not None:
         found, data.returns = custom.advantages(hooks, cfg, data, divergence)
+    elif algo.advantage_estimator == "ppo":
+        assert data.values is not None
+        shaped = -algo.kl_coef * divergence
+        found, data.returns = gae(
+            data.rewards,
+            data.values,
+            data.response_lengths,
+            shaped,
+            gamma=algo.gamma,
+            lam=algo.lambd,
+        )
     else:
         found = advantages(
             algo.advantage_estimator,

@@ -1,21 +1,23 @@
-"""One moment of training on disk, and back: weights, optimizer, schedule, random state.
+"""One moment of training on disk, and back: weights, optimizers, schedules, random state.
 
 A save has three parts. `begin` lets a thread copy this rank's share to host memory and write it.
 `copied` waits for the copy, before weights change: a rollout is collected meanwhile, so there is
 seldom anything to wait for. `finish`, collective, waits for the writers and adds the index. The
-format is Megatron's torch_dist; a checkpoint loads into another tp, pp, cp or dp. The caller makes
+format is Megatron's torch_dist; a checkpoint loads into another tp, pp, cp or dp. The actor's
+tensors have Megatron's names, a critic's stand beside them with a prefix. The caller makes
 directories appear atomically; nothing here knows of rollouts.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
 import threading
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -37,6 +39,17 @@ BACKEND = {
 }
 
 
+class Model(NamedTuple):
+    """What a checkpoint holds of a model."""
+
+    chunks: list[Any]
+    optimizer: Any | None  # None: weights only
+    schedule: Any
+
+
+Models = dict[str, Model]  # "actor" and perhaps "critic"
+
+
 class Saver:
     """Writes this rank's share of checkpoints, one at a time. Memory is kept from one save to the
     next when they are asynchronous: its first use costs as much as the copy.
@@ -52,24 +65,19 @@ class Saver:
         self.directory = Path()
         self.about: dict[str, Any] = {}  # what is no tensor, as it was at `begin`
 
-    def begin(
-        self,
-        directory: str | Path,
-        chunks: list[Any],
-        optimizer: Any | None,
-        schedule: Any,
-        random: bool,
-    ) -> None:
+    def begin(self, directory: str | Path, models: Models, random: bool) -> None:
         """Start to copy and to write. Nothing may change before copied(); what is no tensor, and
-        the random state, are taken now. `optimizer` None: weights only.
+        the random state, are taken now.
         """
         assert self.thread is None, "finish() comes before the next begin()"
-        pieces = to_save(chunks, optimizer, _metadata(self.groups))
-        pieces += _random_pieces(self.groups) if random else []
+        pieces = _random_pieces(self.groups) if random else []
+        for name, model in models.items():
+            found = to_save(model.chunks, model.optimizer, _metadata(self.groups))
+            pieces += _prefixed(found, name)
         if self.image is None or not self.image.fits(pieces):
             file = f"__{dist.get_rank()}_0.distcp"
             self.image = Image(pieces, file, pinned=self.device.type == "cuda")
-        self.about = _about(self.groups, optimizer, schedule)
+        self.about = _about(self.groups, models)
         self.failure, self.directory = None, Path(directory)
         self.copy = Future()
         self.thread = threading.Thread(target=self._run, args=(self.image, pieces))
@@ -108,12 +116,17 @@ class Saver:
         self.thread.join()
         self.thread = None
         answer: dict[str, Any] = {"bytes": len(self.image.bytes)}
-        mine = (self.image.chunks, self.about["step"], self.failure is None)
+        mine = (
+            self.image.chunks,
+            {name: about["step"] for name, about in _parts(self.about).items()},
+            self.failure is None,
+        )
         found: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
         dist.gather_object(mine, found)
         try:
             if found is not None and all(written for _, _, written in found):
-                self.about["step"] = max(step for _, step, _ in found)
+                for name, about in _parts(self.about).items():
+                    about["step"] = max(steps[name] for _, steps, _ in found)
                 chunks = [chunk for listed, _, _ in found for chunk in listed]
                 _complete(self.directory, chunks, self.about)
         except OSError as error:
@@ -136,21 +149,37 @@ def save(
     """Collective: both halves at once, for converters. `optimizer` None: weights only."""
     Path(directory).mkdir(parents=True, exist_ok=True)
     saver = Saver(groups, torch.device("cpu"), keep=False)
-    saver.begin(directory, chunks, optimizer, schedule, random=False)
+    saver.begin(directory, {"actor": Model(chunks, optimizer, schedule)}, random=False)
     answer = saver.finish()
     if "failure" in answer:
         raise OSError(f"{directory} cannot be written: {answer['failure']}")
 
 
-def _about(groups: Groups, optimizer: Any, schedule: Any) -> dict[str, Any]:
+def _prefixed(pieces: list[Piece], name: str) -> list[Piece]:
+    if name == "actor":
+        return pieces
+    return [dataclasses.replace(piece, key=f"{name}.{piece.key}") for piece in pieces]
+
+
+def _about(groups: Groups, models: Models) -> dict[str, Any]:
+    """The actor's at the top, a critic's below its name."""
+    found = {name: _about_model(*model) for name, model in models.items()}
+    return found.pop("actor") | found | {"layout": _layout(groups)}
+
+
+def _about_model(_: Any, optimizer: Any, schedule: Any) -> dict[str, Any]:
     return {
-        "layout": _layout(groups),
         "optimizer": optimizer is not None,
         # 0 where this rank's optimizer owns nothing
         "step": max((_steps(part) for part in optimizers(optimizer)), default=0),
         "schedule": schedule.state_dict(),
         "scalers": [_scaler(part) for part in optimizers(optimizer)],
     }
+
+
+def _parts(about: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is said of each model."""
+    return {"actor": about} | ({"critic": about["critic"]} if "critic" in about else {})
 
 
 def _complete(directory: Path, chunks: list[Any], about: dict[str, Any]) -> None:
@@ -161,16 +190,10 @@ def _complete(directory: Path, chunks: list[Any], about: dict[str, Any]) -> None
         torch.save({"content_metadata": {}}, file)
 
 
-def load(
-    directory: str | Path,
-    chunks: list[Any],
-    optimizer: Any | None,
-    schedule: Any,
-    groups: Groups,
-    random: bool = True,
-) -> None:
-    """Not collective: every rank reads what it holds. With `optimizer` None, weights only (the
-    schedule stays new); the random state only into the layout that saved it.
+def load(directory: str | Path, models: Models, groups: Groups, random: bool = True) -> None:
+    """Not collective: every rank reads what it holds. A model with `optimizer` None takes weights
+    only (its schedule stays new); the random state goes only into the layout that saved it. A
+    critic stays as it is where the checkpoint has none.
     """
     metadata = _metadata(groups)
     with Stored(directory) as stored:
@@ -178,25 +201,34 @@ def load(
             about = json.loads((Path(directory) / ABOUT).read_text())
         except FileNotFoundError:
             about = {"optimizer": False, "layout": None}  # Megatron's own: weights can be read
-        if optimizer is not None and not about["optimizer"]:
-            raise ValueError(
-                f"checkpoint.load: {directory} holds no optimizer state; set "
-                "checkpoint.no_load_optim: true to start a new optimizer from its weights"
-            )
-        stored.fill(to_load(chunks, optimizer, metadata))
+        parts = _parts(about)
+        for name, model in models.items():
+            if name in parts:
+                if model.optimizer is not None and not parts[name]["optimizer"]:
+                    raise ValueError(
+                        f"checkpoint.load: {directory} holds no optimizer state; set "
+                        "checkpoint.no_load_optim: true to start a new optimizer from its weights"
+                    )
+                pieces = to_load(model.chunks, model.optimizer, metadata)
+                stored.fill(_prefixed(pieces, name))
         states = _random_pieces(groups)
         same = about["layout"] == _layout(groups) and all(p.key in stored for p in states)
         if random and same:
             stored.fill(states)
             _set_random(states)
-    if optimizer is None:
-        return
-    for part, scaler in zip(optimizers(optimizer), about["scalers"], strict=False):
+    for name, model in models.items():
+        if model.optimizer is not None and name in parts:
+            _set_progress(model, parts[name])
+
+
+def _set_progress(model: Model, about: dict[str, Any]) -> None:
+    """Counts and loss scales of its optimizers, and the schedule."""
+    for part, scaler in zip(optimizers(model.optimizer), about["scalers"], strict=False):
         _set_steps(part, about["step"])
         if scaler is not None:
             scale = torch.tensor([scaler["scale"]], device=part.grad_scaler._scale.device)
             part.grad_scaler.load_state_dict(scaler | {"scale": scale})
-    schedule.load_state_dict(about["schedule"])
+    model.schedule.load_state_dict(about["schedule"])
 
 
 def _metadata(groups: Groups) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from spmd_rl.config.schema import AlgoConfig, Config
 from spmd_rl.trainer.data import Piece, RolloutData
 
 if TYPE_CHECKING:
-    from spmd_rl.trainer.loss import LogProbs
+    from spmd_rl.trainer.heads import LogProbs
 
 
 class Hooks:
@@ -106,6 +106,7 @@ def loss(
         ),
         "advantages": data.advantages[rows],
         "returns": (data.advantages if data.returns is None else data.returns)[rows],
+        "values": None if data.values is None else data.values[rows],
         "loss_masks": data.mask[rows],
     }
     batch: dict[str, Any] = {
@@ -131,6 +132,7 @@ def advantages(hooks: Hooks, cfg: Config, data: RolloutData, kl: Tensor) -> tupl
         "log_probs": data.log_probs,
         "ref_log_probs": data.ref_log_probs,
         "rollout_log_probs": data.rollout_log_probs,
+        "values": data.values,
         "loss_masks": data.mask,
         "kl": kl,
     }

@@ -66,6 +66,7 @@ class RolloutData:
         self.known = torch.zeros_like(self.mask, dtype=torch.bool)  # where they are so already
         self.advantages: Tensor = torch.zeros_like(self.mask)
         self.returns: Tensor | None = None  # None: equal to the advantages
+        self.values: Tensor | None = None  # the critic's, before any update
         self.mean_weight = 1.0  # tis_batch_normalize divides by it
         self._pieces: dict[tuple[int, ...], Piece] = {}
 
@@ -83,6 +84,9 @@ class RolloutData:
         for piece in pieces:
             piece.step = step
         return pieces
+
+    def steps(self) -> list[list[Piece]]:
+        return [self.step(step) for step in range(self.num_steps)]
 
     def forward_only(self) -> list[Piece]:
         """Micro-batches covering every sample, for passes without gradient."""

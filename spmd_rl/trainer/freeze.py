@@ -15,32 +15,42 @@ import torch.distributed as dist
 
 from spmd_rl.config.schema import TrainConfig
 from spmd_rl.trainer.parallel import Groups
+from spmd_rl.weights.names import VALUE_LAYER
 
 
-def apply(parameters: Sequence[tuple[str, Any]], train: TrainConfig, groups: Groups) -> None:
-    """Collective over pipeline stages, where a list is given."""
+def apply(
+    parameters: Sequence[tuple[str, Any]],
+    train: TrainConfig,
+    groups: Groups,
+    values: bool = False,
+) -> None:
+    """Collective over pipeline stages, where a list is given. Of a critic (`values`) the layers
+    that the actor has too follow the list; the value layer always learns.
+    """
     only, frozen = train.only_train_params_name_list, train.freeze_params_name_list
     key = "only_train_params_name_list" if only else "freeze_params_name_list"
     patterns = only or frozen
     if not patterns:
         return
     names = _all_names([name for name, _ in parameters], groups)
-    for pattern in patterns:
+    for pattern in [] if values else patterns:
         if not any(re.search(pattern, name) for name in names):
             examples = ", ".join(names[:: max(len(names) // 4, 1)])
             raise ValueError(
                 f"train.{key}: '{pattern}' is found in no parameter's name (such as {examples}): "
                 "correct it"
             )
-    learning = [name for name in names if _matches(name, patterns) == bool(only)]
+    learning = [name for name in names if _learns(name, patterns, bool(only), values)]
     if not learning:
         raise ValueError(f"train.{key} leaves no parameter that learns: narrow the patterns")
     for name, parameter in parameters:
-        parameter.requires_grad_(_matches(name, patterns) == bool(only))
+        parameter.requires_grad_(_learns(name, patterns, bool(only), values))
 
 
-def _matches(name: str, patterns: list[str]) -> bool:
-    return any(re.search(pattern, name) for pattern in patterns)
+def _learns(name: str, patterns: list[str], only: bool, values: bool) -> bool:
+    if values and name in VALUE_LAYER:
+        return True
+    return any(re.search(pattern, name) for pattern in patterns) == only
 
 
 def _all_names(names: list[str], groups: Groups) -> list[str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from spmd_rl.algo import kl as kl_estimates
@@ -21,8 +20,7 @@ from spmd_rl.config.schema import Config
 from spmd_rl.trainer import custom
 from spmd_rl.trainer.correction import correct
 from spmd_rl.trainer.data import Piece, RolloutData
-from spmd_rl.trainer.logprob import log_probs_and_entropy
-from spmd_rl.trainer.parallel import Groups
+from spmd_rl.trainer.heads import LogProbs
 
 
 class Outcome(NamedTuple):
@@ -31,60 +29,6 @@ class Outcome(NamedTuple):
     loss: Tensor
     sums: dict[str, Tensor]  # float64 scalars; added over micro-batches and ranks
     maxima: dict[str, Tensor]
-
-
-class LogProbs(NamedTuple):
-    """Current log-probs and entropies of a piece's response tokens, [r], and their logits."""
-
-    log_probs: Tensor
-    entropy: Tensor
-    logits: Tensor  # [rows, vocabulary / tp] of this rank, before any temperature
-
-
-class Head:
-    """From logits to log-probs and entropies: temperature, vocabulary shards, cp."""
-
-    def __init__(self, cfg: Config, groups: Groups, vocab_size: int):
-        sft = cfg.algo.loss_type == "sft_loss"
-        self.temperature = 1.0 if sft else cfg.rollout.rollout_temperature
-        self.chunk_size = cfg.train.log_probs_chunk_size
-        self.vocab_size = vocab_size
-        self.groups = groups
-
-    def __call__(self, logits: Tensor, piece: Piece) -> LogProbs:
-        """[1, rows, vocabulary / tp] -> values of whole responses, also where cp splits them."""
-        values = log_probs_and_entropy(
-            logits[0],
-            piece.micro_batch.targets,
-            self.vocab_size,
-            self.temperature,
-            self.chunk_size,
-            self.groups.tp,
-        )
-        log_probs, entropy = values
-        if self.groups.cp_size > 1:
-            size, group = len(piece.rows), self.groups.cp
-            log_probs = _Gather.apply(log_probs, piece.slots, size, group)
-            entropy = _Gather.apply(entropy, piece.slots, size, group)
-        return LogProbs(log_probs, entropy, logits[0])
-
-
-class _Gather(torch.autograd.Function):
-    """Values of all context-parallel ranks in order. Each rank computes the whole loss from them,
-    so backward only takes this rank's share: parameters' gradients are added over the ranks.
-    """
-
-    @staticmethod
-    def forward(ctx, values: Tensor, slots: Tensor, size: int, group) -> Tensor:
-        ctx.save_for_backward(slots)
-        whole = values.new_zeros(size).index_copy_(0, slots, values)
-        dist.all_reduce(whole, group=group)
-        return whole
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor):
-        (slots,) = ctx.saved_tensors
-        return grads[0].index_select(0, slots), None, None, None
 
 
 class Loss:

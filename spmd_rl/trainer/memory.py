@@ -14,14 +14,12 @@ from typing import Any
 
 import torch
 
-TAG = "trainer"
-
 
 class Memory:
-    """One rank's device memory."""
+    """One model's memory on this rank's device; `tag` tells it from other models'."""
 
-    def __init__(self, device: torch.device, wanted: bool):
-        self.device = device
+    def __init__(self, device: torch.device, wanted: bool, tag: str):
+        self.device, self.tag = device, tag
         self.saver: Any = None
         self.away = False
         if not wanted or device.type != "cuda":
@@ -41,7 +39,7 @@ class Memory:
         """A context: long-lived allocations made in it can be released."""
         if self.saver is None:
             return contextlib.nullcontext()
-        return self.saver.region(tag=TAG, enable_cpu_backup=True)
+        return self.saver.region(tag=self.tag, enable_cpu_backup=True)
 
     def offload(self) -> None:
         if self.saver is None or self.away:
@@ -49,11 +47,11 @@ class Memory:
         torch.cuda.synchronize()
         gc.collect()
         torch.cuda.empty_cache()
-        self.saver.pause(TAG)
+        self.saver.pause(self.tag)
         self.away = True
 
     def onload(self) -> None:
         if self.saver is None or not self.away:
             return
-        self.saver.resume(TAG)
+        self.saver.resume(self.tag)
         self.away = False

@@ -101,8 +101,15 @@ def padded_vocab(vocab_size: int, tp_size: int) -> int:
     return -(-vocab_size // tp_size) * tp_size
 
 
-def build(architecture: Architecture, config: Any, device: torch.device) -> list[torch.nn.Module]:
-    """This rank's model chunks; weights are allocated, not set."""
+def build(
+    architecture: Architecture,
+    config: Any,
+    device: torch.device,
+    value_seed: int | None = None,
+) -> list[torch.nn.Module]:
+    """This rank's model chunks; weights are allocated, not set. With `value_seed` a value layer,
+    drawn from that seed, stands in place of the output layer.
+    """
     from megatron.core import parallel_state as mpu
 
     stages = config.virtual_pipeline_model_parallel_size
@@ -114,6 +121,7 @@ def build(architecture: Architecture, config: Any, device: torch.device) -> list
                 architecture,
                 config,
                 device,
+                value_seed,
                 pre_process=mpu.is_pipeline_first_stage(**at),
                 post_process=mpu.is_pipeline_last_stage(**at),
                 vp_stage=stage,
@@ -123,7 +131,11 @@ def build(architecture: Architecture, config: Any, device: torch.device) -> list
 
 
 def _build_chunk(
-    architecture: Architecture, config: Any, device: torch.device, **stage: Any
+    architecture: Architecture,
+    config: Any,
+    device: torch.device,
+    value_seed: int | None,
+    **stage: Any,
 ) -> torch.nn.Module:
     from megatron.core.models.gpt import GPTModel
 
@@ -136,7 +148,7 @@ def _build_chunk(
             transformer_layer_spec=block_spec(architecture, config, te, stage["vp_stage"]),
             vocab_size=padded_vocab(architecture.vocab_size, config.tensor_model_parallel_size),
             max_sequence_length=architecture.max_positions,
-            share_embeddings_and_output_weights=architecture.tied,
+            share_embeddings_and_output_weights=architecture.tied and value_seed is None,
             position_embedding_type="rope" if rope else "none",  # else attention turns by itself
             rotary_percent=architecture.rope.dimensions / config.kv_channels if rope else 1.0,
             rotary_base=architecture.rope.theta,  # type: ignore[arg-type]
@@ -145,6 +157,8 @@ def _build_chunk(
     if rope:
         model.rotary_pos_emb.inv_freq = architecture.rope.inv_freq().to(device)
     model.vp_stage = stage["vp_stage"]
+    if stage["post_process"] and value_seed is not None:
+        model.output_layer = ValueLayer(config, value_seed, model.output_layer.tp_group)
     if stage["post_process"]:
         _OutputRows(model.output_layer, config)
     return model.to(device)
@@ -168,8 +182,28 @@ def mark_split(parameters: Iterable[tuple[str, torch.nn.Parameter]], names: Name
             set_tensor_model_parallel_attributes(parameter, True, int(kind == "columns"), 1)
 
 
+class ValueLayer(torch.nn.Module):
+    """One number for each row, in float32: hidden · weight + bias. Whole on every tensor-parallel
+    rank, and the same under any layout.
+    """
+
+    def __init__(self, config: Any, seed: int, tp_group: Any):
+        super().__init__()
+        size, dtype = config.hidden_size, config.params_dtype
+        drawn = torch.randn(1, size, generator=torch.Generator("cpu").manual_seed(seed))
+        # Values start near 0, where the first advantages are the rewards themselves.
+        self.weight = torch.nn.Parameter((drawn / (size + 1)).to(dtype))
+        self.bias = torch.nn.Parameter(torch.zeros(1, dtype=dtype))
+        self.tp_group = tp_group
+
+    def forward(self, hidden: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+        """[rows, 1, hidden] -> [rows, 1, 1]; called as Megatron calls its output layer."""
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.linear(hidden.float(), weight, bias), None
+
+
 class _OutputRows:
-    """Lets the output layer make logits only for the rows that predict something.
+    """Lets the output (or value) layer work only on the rows that predict something.
 
     Prompt tokens need none, and logits are the largest activation of all. Set `output_layer.rows`
     to the token indices of a micro-batch before its forward pass; None makes all.

@@ -1,8 +1,8 @@
 """Runs the model over micro-batches through Megatron's pipeline schedules.
 
-Forward only, giving log-probs of every response token; or forward and backward, leaving gradients
-and giving the metrics of a step. The same calls on every rank; results exist on the last pipeline
-stage.
+Forward only, giving what the head makes of every response token; or forward and backward, leaving
+gradients and giving the metrics of a step. The same calls on every rank; results exist on the last
+pipeline stage.
 """
 
 from __future__ import annotations
@@ -15,46 +15,44 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spmd_rl.trainer.data import Piece, RolloutData
-from spmd_rl.trainer.loss import Head, Outcome
+from spmd_rl.trainer.heads import PolicyHead, ValueHead
 from spmd_rl.trainer.parallel import Groups
-
-LossFunction = Callable[[Tensor, Piece], Outcome]
 
 
 class Passes:
     """The model chunks of this rank with the schedule that drives them."""
 
-    def __init__(self, chunks: list[Any], groups: Groups, head: Head):
+    def __init__(self, chunks: list[Any], groups: Groups, head: PolicyHead | ValueHead):
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         self.chunks, self.groups, self.head = chunks, groups, head
         self.run = get_forward_backward_func()
 
-    def log_probs(self, data: RolloutData) -> Tensor:
-        """[R] log-probs of the shard's response tokens (zeros on stages before the last)."""
-        return self.log_probs_and_entropy(data)[0]
-
     @torch.no_grad()
-    def log_probs_and_entropy(self, data: RolloutData) -> tuple[Tensor, Tensor]:
-        """[R] each, of the shard's response tokens (zeros on stages before the last)."""
+    def forward(self, data: RolloutData) -> list[Tensor]:
+        """The head's columns for the shard's response tokens, [R] each: log-probs and entropies,
+        or values (zeros on stages before the last).
+        """
 
-        def keep(logits: Tensor, piece: Piece, non_loss_data: bool = True):
-            now = self.head(logits, piece)
-            return piece.rows, now.log_probs, now.entropy
+        def keep(output: Tensor, piece: Piece, non_loss_data: bool = True):
+            return piece.rows, *self.head(output, piece)[: self.head.columns]
 
         pieces = data.forward_only()
         results = self._schedule(pieces, keep, forward_only=True, collect_non_loss_data=True)
-        log_probs, entropy = torch.zeros_like(data.mask), torch.zeros_like(data.mask)
+        columns = [torch.zeros_like(data.mask) for _ in range(self.head.columns)]
         for rows, *values in results:
-            log_probs[rows], entropy[rows] = values
-        return log_probs, entropy
+            for column, found in zip(columns, values, strict=True):
+                column[rows] = found
+        return columns
 
-    def step(self, pieces: list[Piece], loss: LossFunction) -> tuple[dict, dict]:
-        """Gradients of the sum of all micro-batches' losses; (sums, maxima) of their metrics."""
+    def step(self, pieces: list[Piece], loss: Callable[[Any, Piece], Any]) -> tuple[dict, dict]:
+        """Gradients of the sum of all micro-batches' losses; (sums, maxima) of their metrics.
+        `loss` makes a loss.Outcome of what the head gives.
+        """
 
-        def scaled(logits: Tensor, piece: Piece):
-            outcome = loss(logits, piece)
-            one = torch.ones((), dtype=torch.int, device=logits.device)
+        def scaled(output: Tensor, piece: Piece):
+            outcome = loss(self.head(output, piece), piece)
+            one = torch.ones((), dtype=torch.int, device=output.device)
             return outcome.loss, one, outcome
 
         outcomes = self._schedule(pieces, scaled, forward_only=False)
@@ -67,7 +65,7 @@ class Passes:
                 maxima[name] = torch.maximum(maxima[name], value) if name in maxima else value
         return sums, maxima
 
-    def _schedule(self, pieces: list[Piece], on_logits: Callable, **how: Any) -> list[Any]:
+    def _schedule(self, pieces: list[Piece], on_output: Callable, **how: Any) -> list[Any]:
         def forward(iterator, model):
             piece = next(iterator)
             micro_batch = piece.micro_batch
@@ -80,7 +78,7 @@ class Passes:
                 None,
                 packed_seq_params=piece.packing,
             )
-            return output, lambda logits, **kwargs: on_logits(logits, piece, **kwargs)
+            return output, lambda output, **kwargs: on_output(output, piece, **kwargs)
 
         iterators = [iter(pieces) for _ in self.chunks]
         single = len(self.chunks) == 1

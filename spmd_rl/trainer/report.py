@@ -107,7 +107,8 @@ def _columns(data: RolloutData) -> dict[str, Tensor]:
         "ref_log_probs": data.ref_log_probs,
         "rollout_log_probs": data.rollout_log_probs,
         "advantages": data.advantages,
-        "returns": data.advantages,  # equal for every estimator without a critic
+        "returns": data.advantages if data.returns is None else data.returns,
+        "values": data.values,
     }
     for name, values in per_token.items():
         if values is not None:

@@ -76,6 +76,10 @@ def _tensor_files(directory: Path) -> dict[str, str]:
         return dict.fromkeys(file.keys(), single.name)
 
 
+def tensor_names(directory: str | Path) -> set[str]:
+    return set(_tensor_files(Path(directory)))
+
+
 def count(directory: str | Path) -> int:
     """How many numbers the checkpoint holds."""
     with Checkpoint(directory) as checkpoint:

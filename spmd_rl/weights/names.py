@@ -111,6 +111,11 @@ FAMILIES: dict[str, Map] = {
     "deepseek_v3": _DEEPSEEK,
     "kimi_k2": _DEEPSEEK,
 }
+# In place of the output layer, in a critic; named as in transformers' ...ForTokenClassification.
+VALUE_LAYER: Map = {
+    "output_layer.weight": ("whole", "score.weight"),
+    "output_layer.bias": ("whole", "score.bias"),
+}
 # A parameter's name in layers of Transformer Engine -> in plain ones.
 _TRANSFORMER_ENGINE = (
     (r"self_attention\.linear_qkv\.layer_norm_weight$", "input_layernorm.weight"),
@@ -140,18 +145,22 @@ class Entry:
 
 
 class NameMap:
-    """The map of one architecture. Names are global: layers counted over all pipeline stages."""
+    """The map of one architecture. Names are global: layers counted over all pipeline stages.
+    `values`: of a critic, with a value layer.
+    """
 
-    def __init__(self, architecture: Architecture):
+    def __init__(self, architecture: Architecture, values: bool = False):
         shape = architecture.transformer
-        self.tied = architecture.tied
+        self.tied = architecture.tied and not values
         self.vocab_size = architecture.vocab_size
         self.heads, self.groups = shape["num_attention_heads"], shape["num_query_groups"]
         self.head_dim = shape["kv_channels"]
         self.experts = shape.get("num_moe_experts") or 0
         self._patterns = [
             (re.compile(_pattern(name)), kind, hf)
-            for name, (kind, *hf) in FAMILIES[architecture.family].items()
+            for name, (kind, *hf) in (
+                FAMILIES[architecture.family] | (VALUE_LAYER if values else {})
+            ).items()
         ]
 
     def entry(self, name: str) -> Entry:

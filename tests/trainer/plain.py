@@ -26,6 +26,7 @@ class Known:
     rollout: int
     sampled: Tensor  # the engine's log-probs
     reference: Tensor  # the reference model's
+    values: Tensor | None = None  # the critic's, before the step
 
 
 def step_loss(
@@ -112,7 +113,7 @@ def kl(new: Tensor, reference: Tensor, kind: str, old: Tensor | None = None) -> 
 
 def rewards_of(known: list[Known], estimator: str, use_std: bool) -> list[float]:
     """Centred (and scaled) within groups; a rollout of several samples counts once."""
-    if estimator == "reinforce_plus_plus":
+    if estimator in ("reinforce_plus_plus", "ppo"):
         return [s.reward for s in known]
     found = []
     for sample in known:
@@ -149,6 +150,10 @@ def advantages_of(old: list[Tensor], known: list[Known], algo: dict, estimator: 
             values, following = [0.0] * size, 0.0
             for t in reversed(range(size)):
                 values[t] = following = own[t] + gamma * following
+        elif estimator == "ppo":
+            assert sample.values is not None
+            penalty[-1] += reward
+            values = gae(penalty, sample.values.tolist(), gamma, algo.get("lambd", 1.0))
         elif estimator == "reinforce_plus_plus_baseline":
             values = [reward + p for p in penalty]
         else:
@@ -162,6 +167,44 @@ def advantages_of(old: list[Tensor], known: list[Known], algo: dict, estimator: 
         variance = sum(m * (a - mean) ** 2 for a, m in pairs) / (n - 1)
         found = [[(a - mean) / math.sqrt(variance + 1e-8) for a in values] for values in found]
     return found
+
+
+def gae(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
+    """Each advantage as the sum that defines it: (gamma * lam)^k times the k-th later surprise."""
+    after = [*values[1:], 0.0]
+    surprise = [r + gamma * b - a for r, a, b in zip(rewards, values, after, strict=True)]
+    return [
+        sum((gamma * lam) ** k * one for k, one in enumerate(surprise[t:]))
+        for t in range(len(values))
+    ]
+
+
+def value_step_loss(
+    values: list[Tensor], old: list[Tensor], known: list[Known], algo: dict
+) -> Tensor:
+    """The critic's loss of a step; `old` are the log-probs that KL is measured with."""
+    unwhitened = {k: v for k, v in algo.items() if k != "normalize_advantages"}
+    advantages = advantages_of(old, known, unwhitened, "ppo")
+    rollouts = len({s.rollout for s in known})
+    tokens = sum(max(sum(s.mask), 1) for s in known)
+    total = torch.zeros((), dtype=torch.float64)
+    for i, sample in enumerate(known):
+        siblings = sum(sum(s.mask) for s in known if s.rollout == sample.rollout)
+        assert sample.values is not None
+        for t, kept in enumerate(sample.mask):
+            before, now = sample.values[t].item(), values[i][t]
+            target = before + advantages[i][t]
+            away = now.item() - before
+            error = (now - target) ** 2
+            if abs(away) > algo["value_clip"]:
+                held = before + math.copysign(algo["value_clip"], away)
+                if (held - target) ** 2 > error.item():
+                    error = torch.tensor((held - target) ** 2, dtype=torch.float64)
+            if algo.get("calculate_per_token_loss"):
+                total = total + kept * error / tokens
+            else:
+                total = total + kept * error / max(siblings, 1) / rollouts
+    return total
 
 
 def correction(trained: list[Tensor], known: list[Known], algo: dict):

@@ -88,10 +88,10 @@ def all_logits(trainer):
     shard = shard_of(ragged_batch(), trainer.cfg, trainer.placement, 0)
     data = RolloutData(shard, trainer.cfg, trainer.groups, trainer.device)
     (piece,) = data.forward_only()
-    trainer.chunks[0].output_layer.rows = None
+    trainer.actor.chunks[0].output_layer.rows = None
     with torch.no_grad():
         made = piece.micro_batch
-        return trainer.chunks[0](
+        return trainer.actor.chunks[0](
             made.tokens, made.position_ids, None, packed_seq_params=piece.packing
         )[0]
 

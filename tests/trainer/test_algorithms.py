@@ -81,7 +81,8 @@ def batch_of(ranks, trainer, masked_rank: int | None = None):
     import torch.distributed as dist
 
     shard = shard_of(batch, trainer.cfg, trainer.placement, trainer.groups.dp_rank)
-    mine = trainer.passes.log_probs(RolloutData(shard, trainer.cfg, trainer.groups, trainer.device))
+    data = RolloutData(shard, trainer.cfg, trainer.groups, trainer.device)
+    mine, _ = trainer.actor.passes.forward(data)
     # back into the batch's order: this rank's samples are those whose tokens the shard holds
     whole = torch.zeros(len(batch.loss_mask), dtype=torch.float64)
     starts = batch.response_lengths.cumsum() - batch.response_lengths

@@ -106,7 +106,7 @@ def rank_megatron(model: str, folder: str) -> None:
 
     with Ranks() as ranks:
         ours = ranks.trainer(settings(model), num_steps=8)
-        [chunk] = ours.chunks
+        [chunk] = ours.actor.chunks
         metadata = {"dp_cp_group": ours.groups.dp_cp}
 
         def sharded():

@@ -75,8 +75,8 @@ def bytes_held(trainer) -> tuple[int, int, int, int]:
     """This rank's pipeline stage; bytes of its weights, gradients and Adam's moments."""
     from spmd_rl.trainer.optimizer import torch_adams
 
-    parameters = [p for chunk in trainer.chunks for p in chunk.parameters()]
-    states = [s for adam in torch_adams(trainer.optimizer) for s in adam.state.values()]
+    parameters = [p for chunk in trainer.actor.chunks for p in chunk.parameters()]
+    states = [s for adam in torch_adams(trainer.actor.optimizer) for s in adam.state.values()]
     moments = [s[name] for s in states for name in ("exp_avg", "exp_avg_sq")]
     weights = sum(p.nbytes for p in parameters)
     gradients = sum(p.main_grad.nbytes for p in parameters)

@@ -117,13 +117,13 @@ def rank_cases(model: str, other: str, folder: str) -> None:
         sampled = np.load(f"{folder}/sampled.npy")
         for layout, sizes in LAYOUTS[ranks.world].items():
             trainer = ranks.trainer(config_of(model, KL), **sizes)
-            parameters = export.named_parameters(trainer.chunks)
+            parameters = export.named_parameters(trainer.actor.chunks)
             split = trainer.groups.tp_rank, trainer.groups.tp_size
-            hf.load(other, parameters, trainer.names, split)
+            hf.load(other, parameters, trainer.actor.names, split)
             reference = trainer.reference
             for kept, (_, parameter) in zip(reference.weights, parameters, strict=True):
                 kept.lerp_(parameter.detach(), AWAY)
-            hf.load(model, parameters, trainer.names, split)
+            hf.load(model, parameters, trainer.actor.names, split)
             for name, algo in CASES.items():
                 trainer.cfg = config_of(model, algo)
                 trainer.loss = Loss(trainer.cfg)

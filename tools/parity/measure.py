@@ -78,8 +78,9 @@ class Seen:
 
     def __init__(self, trainer: Any):
         self.logits: list[tuple[Tensor, int, Tensor]] = []
-        self.trainer, self.head = trainer, trainer.passes.head
-        trainer.passes.head = self
+        self.trainer, self.head = trainer, trainer.actor.passes.head
+        self.columns = self.head.columns
+        trainer.actor.passes.head = self
 
     def __call__(self, logits: Tensor, piece: Any) -> Any:
         made, groups = piece.micro_batch, self.trainer.groups

@@ -117,11 +117,12 @@ class Ranks:
         trainer.load(shard)
         return trainer.train(rollout)
 
-    def gradients(self, trainer: Any) -> dict[str, Any]:
+    def gradients(self, trainer: Any, critic: bool = False) -> dict[str, Any]:
         """Of the last step, as whole HF tensors."""
         from spmd_rl.weights.export import hf_tensors
 
-        found = hf_tensors(trainer.chunks, trainer.names, trainer.groups, of=lambda p: p.main_grad)
+        of = trainer.critic if critic else trainer.actor
+        found = hf_tensors(of.chunks, of.names, trainer.groups, of=lambda p: p.main_grad)
         return {name: value.clone() for name, value in found}
 
     def keep(self, folder: str, name: str, values: Any) -> None:

@@ -1,0 +1,76 @@
+"""Checks of the keys of ppo's critic, and of the model that they point at.
+
+Comes in: a `Config`; goes out: faults. What belongs to every estimator is in check.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from spmd_rl import architecture
+from spmd_rl.config.errors import Fault
+from spmd_rl.config.schema import SECTIONS, Config
+
+KEYS = (
+    "model.critic_load",
+    "algo.lambd",
+    "algo.value_clip",
+    "algo.num_critic_only_steps",
+    "train.critic_lr",
+    "train.critic_lr_warmup_iters",
+)
+
+
+def check(cfg: Config) -> Iterator[Fault]:
+    if not cfg.use_critic:
+        for name in KEYS:
+            section, key = name.split(".")
+            value = getattr(getattr(cfg, section), key)
+            if value != SECTIONS[section].model_fields[key].get_default():
+                yield Fault(
+                    (name, "algo.advantage_estimator"),
+                    f"{name} {value} has no effect without a critic: set "
+                    "algo.advantage_estimator: ppo, or leave it out",
+                )
+    train = cfg.train
+    if train.lr_decay_style != "constant" and train.lr_decay_iters is not None:
+        if train.critic_lr_warmup_iters >= train.lr_decay_iters:
+            yield Fault(
+                ("train.critic_lr_warmup_iters", "train.lr_decay_iters"),
+                f"train.critic_lr_warmup_iters {train.critic_lr_warmup_iters} does not end before "
+                f"train.lr_decay_iters {train.lr_decay_iters}: lower it, or raise the latter",
+            )
+
+
+def check_files(cfg: Config) -> Iterator[Fault]:
+    """Whether model.critic_load holds weights of the actor's architecture."""
+    if not cfg.use_critic or cfg.model.critic_load is None:
+        return
+    key, folder = "model.critic_load", Path(cfg.model.critic_load)
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        yield Fault(
+            (key,),
+            f"{key} {folder} is no Hugging Face directory with config.json and .safetensors: give "
+            "one, or leave it out to begin with the actor's weights",
+        )
+        return
+    try:
+        hf = json.loads((folder / "config.json").read_text())
+        architecture.check_trainable(hf)
+        critic = architecture.parse(hf)
+    except (ValueError, KeyError) as error:
+        yield Fault((key,), f"{key} {folder} cannot be trained as a critic ({error}): give another")
+        return
+    try:
+        actor = architecture.read_shape(cfg.model.hf_checkpoint)
+    except (ValueError, KeyError):
+        return  # said already
+    same = ("family", "vocab_size", "transformer", "rope")
+    if any(getattr(critic, name) != getattr(actor, name) for name in same):
+        yield Fault(
+            (key, "model.hf_checkpoint"),
+            f"{key} {folder} has another architecture than model.hf_checkpoint "
+            f"{cfg.model.hf_checkpoint}: give a model of the same family and size",
+        )
