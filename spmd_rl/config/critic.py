@@ -34,14 +34,13 @@ def check(cfg: Config) -> Iterator[Fault]:
                     f"{name} {value} has no effect without a critic: set "
                     "algo.advantage_estimator: ppo, or leave it out",
                 )
-    train = cfg.train
-    if train.lr_decay_style != "constant" and train.lr_decay_iters is not None:
-        if train.critic_lr_warmup_iters >= train.lr_decay_iters:
-            yield Fault(
-                ("train.critic_lr_warmup_iters", "train.lr_decay_iters"),
-                f"train.critic_lr_warmup_iters {train.critic_lr_warmup_iters} does not end before "
-                f"train.lr_decay_iters {train.lr_decay_iters}: lower it, or raise the latter",
-            )
+    warmup, decay = cfg.train.critic_lr_warmup_iters, cfg.train.lr_decay_iters
+    if cfg.train.lr_decay_style != "constant" and decay is not None and warmup >= decay:
+        yield Fault(
+            ("train.critic_lr_warmup_iters", "train.lr_decay_iters"),
+            f"train.critic_lr_warmup_iters {warmup} does not end before train.lr_decay_iters "
+            f"{decay}: lower it, or raise the latter",
+        )
 
 
 def check_files(cfg: Config) -> Iterator[Fault]:

@@ -55,6 +55,7 @@ class Stage:
     weights: int
     gradients: int
     optimizer: int
+    critic: int  # weights, gradients and optimizer of ppo's critic; 0 without one
     activations: int
     logits: int
     engine: int  # weights and cache of the engine's part on this rank
@@ -134,7 +135,11 @@ def plan(
         cache_tokens=cache_tokens,
         micro_batches=micro_batches,
         mean_length=mean_length,
-        step_flops=3.0 * step * shape.forward_flops(architecture, mean_length),
+        # a critic costs as much again, but for its logits
+        step_flops=3.0
+        * step
+        * shape.forward_flops(architecture, mean_length)
+        * (2 if cfg.use_critic else 1),
         efficiency=_efficiency(cfg, placement, architecture, micro_batches),
     )
 
@@ -177,14 +182,12 @@ def _stage(
     megatron, pp = cfg.megatron, placement.pp
     item = 2 if megatron.get("bf16") or megatron.get("fp16") else 4
     parameters = count(architecture, split, index, kinds, pp)
-    weights = parameters.total * item
-    reduced = 4 if megatron.get("grad_reduce_in_fp32", True) else item
-    gradients = parameters.total * reduced
-    optimizer = _optimizer(megatron, placement, split, parameters, item)
-    on_host = 0
-    if megatron.get("optimizer_cpu_offload"):
-        on_host = int(optimizer * megatron.get("optimizer_offload_fraction", 1.0))
-    optimizer -= on_host
+    weights, gradients, optimizer, on_host = _learner(cfg, placement, split, parameters, item)
+    critic = 0
+    if cfg.use_critic:
+        theirs = count(architecture, split, index, kinds, pp, values=True)
+        *on_device, hosted = _learner(cfg, placement, split, theirs, item)
+        critic, on_host = sum(on_device), on_host + hosted
     last = index == pp - 1
     held = _in_flight(megatron, pp, index, micro_batches)
     activations = int(_activations(cfg, architecture, split, kinds, item, held) * tokens)
@@ -200,38 +203,64 @@ def _stage(
     asleep = bool(place.offload_train)
     if not placement.colocate:
         engine = engine_weights = 0
-    resting = 0 if asleep else training
-    phases["train"] = training + activations + logits + ALLOWANCE
+    resting = 0 if asleep else training + critic
+    actor, beside = training + activations + logits, ALLOWANCE
     if placement.engines and placement.colocate:
-        phases["train"] += RESIDUE if place.offload_rollout else engine
-        phases["push"] = weights + (0 if asleep else gradients + optimizer) + bucket
+        beside += RESIDUE if place.offload_rollout else engine
+    # actor and critic take turns, but are saved together
+    phases["train"] = (max(actor, critic + activations) if asleep else actor + critic) + beside
+    if critic and asleep and cfg.checkpoint.save_interval:
+        phases["save"] = training + critic + beside
+    if placement.engines and placement.colocate:
+        phases["push"] = weights + (0 if asleep else gradients + optimizer + critic) + bucket
         phases["push"] += engine_weights if place.offload_rollout else engine
         phases["push"] += ALLOWANCE
         phases["generate"] = resting + engine + ALLOWANCE
     elif placement.engines:
-        phases["push"] = training + bucket + ALLOWANCE
-    host = on_host + (training if asleep else 0)
+        phases["push"] = training + (0 if asleep else critic) + bucket + ALLOWANCE
+    host = on_host + (training + critic if asleep else 0)
     algo = cfg.algo
     if algo.loss_type == "policy_loss" and (algo.use_kl_loss or algo.kl_coef):
         host += 2 * weights  # the reference's, and the model's own while they are swapped
     return Stage(
-        len(kinds), parameters, weights, gradients, optimizer, activations, logits,
+        len(kinds), parameters, weights, gradients, optimizer, critic, activations, logits,
         engine, bucket, host, phases,
     )  # fmt: skip
 
 
 def count(
-    architecture: Architecture, split: Split, index: int, kinds: list[bool], pp: int
+    architecture: Architecture,
+    split: Split,
+    index: int,
+    kinds: list[bool],
+    pp: int,
+    values: bool = False,
 ) -> Count:
-    """Parameters of a rank of pipeline stage `index`."""
+    """Parameters of a rank of pipeline stage `index`; `values`: of a critic, which has a value
+    layer in place of the output layer.
+    """
     total = Count()
     for experts in kinds:
         total += shape.layer(architecture, experts, split)
-    ends = (index == 0) + (index == pp - 1)
-    if architecture.tied and pp == 1:
-        ends = 1
-    norm = architecture.transformer["hidden_size"] if index == pp - 1 else 0
-    return total + Count(ends * shape.embedding(architecture, split.tp) + norm)
+    first, last, hidden = index == 0, index == pp - 1, architecture.transformer["hidden_size"]
+    ends = first + last
+    if values or (architecture.tied and pp == 1):
+        ends = first
+    rest = hidden * last + (hidden + 1) * (last and values)
+    return total + Count(ends * shape.embedding(architecture, split.tp) + rest)
+
+
+def _learner(
+    cfg: Config, placement: Placement, split: Split, parameters: Count, item: int
+) -> tuple[int, int, int, int]:
+    """Weights, gradients and optimizer of a model that learns, and what of it is on the host."""
+    megatron = cfg.megatron
+    reduced = 4 if megatron.get("grad_reduce_in_fp32", True) else item
+    optimizer = _optimizer(megatron, placement, split, parameters, item)
+    on_host = 0
+    if megatron.get("optimizer_cpu_offload"):
+        on_host = int(optimizer * megatron.get("optimizer_offload_fraction", 1.0))
+    return parameters.total * item, parameters.total * reduced, optimizer - on_host, on_host
 
 
 def _optimizer(

@@ -5,7 +5,16 @@ from __future__ import annotations
 from spmd_rl.planner import shape
 from spmd_rl.planner.memory import ALLOWANCE, GiB, Plan, Stage
 
-PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "engine", "buckets")
+PARTS = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "critic",
+    "activations",
+    "logits",
+    "engine",
+    "buckets",
+)
 
 
 def describe(plan: Plan, ranks_per_node: int, host_memory: int | None = None) -> str:
@@ -64,11 +73,15 @@ def verdict(plan: Plan, host_too_small: bool = False) -> str:
 
 
 def _advice(plan: Plan, stage: Stage, phase: str) -> str:
+    if phase == "save":  # both models at once
+        return "start more ranks, raise the parallel sizes, or leave out checkpoint.save_interval"
     if phase != "train":
         if stage.engine > plan.gpu.memory - ALLOWANCE or plan.cache_tokens == 0:
             return "raise placement.rollout_num_gpus_per_engine"
         return "lower sglang.mem_fraction_static, or set placement.offload_train: true"
-    largest = max(PARTS[:5], key=lambda part: getattr(stage, part))
+    largest = max(PARTS[:6], key=lambda part: getattr(stage, part))
+    if largest == "critic":
+        return "set placement.offload_train: true, start more ranks, or raise the parallel sizes"
     if largest == "activations":
         return (
             "lower train.max_tokens_per_gpu, set megatron.recompute_granularity: full with "

@@ -67,20 +67,20 @@ def rank_families(models: str, folder: str) -> None:
                 trainer.save_hf(f"{folder}/{name}-{layout}")
                 metrics = ranks.train(trainer, ragged_batch())
                 ranks.keep(folder, f"{name}-{layout}", (metrics, ranks.gradients(trainer)))
-                held = bytes_held(trainer)
+                held = bytes_held(trainer.actor)
                 torch.save(held, f"{folder}/held-{name}-{layout}-{ranks.rank}.pt")
 
 
-def bytes_held(trainer) -> tuple[int, int, int, int]:
-    """This rank's pipeline stage; bytes of its weights, gradients and Adam's moments."""
+def bytes_held(learner) -> tuple[int, int, int, int]:
+    """This rank's pipeline stage; bytes of the weights, gradients and Adam's moments."""
     from spmd_rl.trainer.optimizer import torch_adams
 
-    parameters = [p for chunk in trainer.actor.chunks for p in chunk.parameters()]
-    states = [s for adam in torch_adams(trainer.actor.optimizer) for s in adam.state.values()]
+    parameters = [p for chunk in learner.chunks for p in chunk.parameters()]
+    states = [s for adam in torch_adams(learner.optimizer) for s in adam.state.values()]
     moments = [s[name] for s in states for name in ("exp_avg", "exp_avg_sq")]
     weights = sum(p.nbytes for p in parameters)
     gradients = sum(p.main_grad.nbytes for p in parameters)
-    return trainer.groups.pp_rank, weights, gradients, sum(m.nbytes for m in moments)
+    return learner.groups.pp_rank, weights, gradients, sum(m.nbytes for m in moments)
 
 
 @pytest.fixture(scope="module")
