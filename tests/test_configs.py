@@ -32,6 +32,7 @@ def test_it_fits_and_its_hooks_exist(path):
 def test_quickstart_stages_fit_together():
     sft, grpo = read(ROOT / "configs/quickstart-sft.yaml"), read(ROOT / "configs/quickstart.yaml")
     assert grpo.model.hf_checkpoint == f"runs/{sft.logging.name}/hf"
+    assert read(ROOT / "configs/quickstart-ppo.yaml").model == grpo.model
     script = (ROOT / "launch/quickstart.sh").read_text()
     for made in (sft.model.hf_checkpoint, "runs/data/arithmetic"):
         assert f" {made}\n" in script

@@ -31,8 +31,9 @@ RECIPES: dict[str, list[str]] = {
     "cispo": ["advantage_estimator=cispo"],
     "rloo": ["advantage_estimator=rloo"],
     "reinforce_plus_plus": ["advantage_estimator=reinforce_plus_plus"],
-    "ppo": ["advantage_estimator=ppo"],
+    "ppo": [],
 }
+CONFIGS = {"ppo": "configs/quickstart-ppo.yaml"}  # the others: configs/quickstart.yaml
 
 
 def tool(name: str, target: str) -> None:
@@ -112,7 +113,8 @@ def main() -> int:
         for seed in range(1, options.seeds + 1):
             words = [f"hf_checkpoint={model}", f"seed={seed}", f"rollout_seed={seed}"]
             words += [*RECIPES[name], *options.overrides]
-            run = train(options, f"{name}-{seed}", "configs/quickstart.yaml", words)
+            config = CONFIGS.get(name, "configs/quickstart.yaml")
+            run = train(options, f"{name}-{seed}", config, words)
             summaries.append(json.loads((run / "summary.json").read_text()))
             now = summaries[-1]
             print(
