@@ -196,9 +196,9 @@ class Trainer:
             last = dist.get_process_group_ranks(self.groups.pp)[-1]
             dist.broadcast_object_list(box, src=last, group=self.groups.pp)
             metrics = box[0]
-        for name, learner in self._learners().items():
-            prefix = "train/" if name == "actor" else f"train/{critic.PREFIX}"
-            metrics |= {f"{prefix}{key}": values for key, values in learner.numbers().items()}
+        for learner in self._learners():
+            prefix = critic.PREFIX if learner.values else ""
+            metrics |= {f"train/{prefix}{k}": v for k, v in learner.numbers().items()}
         tokens, seconds = metrics.pop("tokens"), timers.seconds.get("actor_train")
         if seconds:
             metrics["perf/actor_train_tok_per_s"] = tokens / seconds
@@ -240,7 +240,7 @@ class Trainer:
         self._onload_all()
         checkpoint.load(directory, self._stored(optimizer), self.groups, random)
         if not optimizer:
-            for learner in self._learners().values():
+            for learner in self._learners():
                 learner.optimizer.reload_model_params()
 
     def load_weights(self, directory: str | Path) -> None:
@@ -250,21 +250,19 @@ class Trainer:
         if self.critic is not None and not self.cfg.model.critic_load:
             self.critic.load_weights(directory)
 
-    def _learners(self) -> dict[str, Learner]:
-        return {"actor": self.actor} | ({"critic": self.critic} if self.critic else {})
+    def _learners(self) -> list[Learner]:
+        return [self.actor, *([self.critic] if self.critic else [])]
 
     def _stored(self, optimizer: bool) -> dict[str, checkpoint.Model]:
         return {
-            name: checkpoint.Model(
-                learner.chunks, learner.optimizer if optimizer else None, learner.schedule
-            )
-            for name, learner in self._learners().items()
+            it.name: checkpoint.Model(it.chunks, it.optimizer if optimizer else None, it.schedule)
+            for it in self._learners()
         }
 
     def offload(self) -> None:
         """Give device memory back while engines generate."""
         self.saver.copied()
-        for learner in self._learners().values():
+        for learner in self._learners():
             learner.memory.offload()
 
     def onload(self) -> None:
@@ -276,7 +274,7 @@ class Trainer:
 
     def _onload_all(self) -> None:
         """Both models, until the next offload() or onload()."""
-        for learner in self._learners().values():
+        for learner in self._learners():
             learner.memory.onload()
 
 

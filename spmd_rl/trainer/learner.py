@@ -39,9 +39,8 @@ class Learner:
         values: bool = False,
     ):
         self.groups, self.values = groups, values
-        self.memory = Memory(
-            device, bool(cfg.placement.offload_train), "critic" if values else "actor"
-        )
+        self.name = "critic" if values else "actor"
+        self.memory = Memory(device, bool(cfg.placement.offload_train), self.name)
         self.start = cfg.model.ref_load or cfg.model.hf_checkpoint
         self.architecture = architecture.read(self.start)
         self.names = NameMap(self.architecture, values)
@@ -83,7 +82,9 @@ class Learner:
         rate = self.optimizer.param_groups[0]["lr"]
         updated, norm, _ = self.optimizer.step()
         if not updated:
-            raise RuntimeError(f"optimizer step {step} was skipped: gradients are not finite")
+            raise RuntimeError(
+                f"optimizer step {step} of the {self.name} was skipped: gradients are not finite"
+            )
         self.schedule.step(increment=1)
         self._numbers.append({"grad_norm": norm, "lr-pg_0": rate})
         return sums, maxima
