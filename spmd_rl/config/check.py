@@ -223,13 +223,6 @@ def _policy(cfg: Config) -> Iterator[Fault]:
             "algo.ref_update_interval has no effect without a reference model: set "
             "algo.use_kl_loss: true, or algo.kl_coef",
         )
-    if algo.ref_update_interval and cfg.checkpoint.save_interval:
-        yield Fault(
-            ("algo.ref_update_interval", "checkpoint.save_interval"),
-            "algo.ref_update_interval moves the reference model, which checkpoints do not hold "
-            "yet: a resumed run would compare with another one; leave out "
-            "checkpoint.save_interval or algo.ref_update_interval",
-        )
     if algo.keep_old_actor and algo.use_rollout_logprobs:
         yield Fault(
             ("algo.keep_old_actor", "algo.use_rollout_logprobs"),

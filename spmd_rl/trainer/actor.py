@@ -226,7 +226,7 @@ class Trainer:
         wanted = self.cfg.checkpoint
         self._onload_all()
         models = self._stored(not wanted.no_save_optim)
-        self.saver.begin(directory, models, random=not wanted.no_save_rng)
+        self.saver.begin(directory, models, not wanted.no_save_rng, self._moving_reference())
 
     def finish_save(self) -> dict[str, Any]:
         """The end of the save begun last, when all is on disk; see checkpoint.Saver.finish."""
@@ -238,7 +238,9 @@ class Trainer:
         """Weights and, as wanted, the optimizers with their schedules, and the random state."""
         self.saver.copied()
         self._onload_all()
-        checkpoint.load(directory, self._stored(optimizer), self.groups, random)
+        # Weights alone begin another run, whose reference has not moved yet.
+        reference = self._moving_reference() if optimizer or random else None
+        checkpoint.load(directory, self._stored(optimizer), self.groups, random, reference)
         if not optimizer:
             for learner in self._learners():
                 learner.optimizer.reload_model_params()
@@ -258,6 +260,9 @@ class Trainer:
             it.name: checkpoint.Model(it.chunks, it.optimizer if optimizer else None, it.schedule)
             for it in self._learners()
         }
+
+    def _moving_reference(self) -> Reference | None:
+        return self.reference if self.cfg.algo.ref_update_interval else None
 
     def offload(self) -> None:
         """Give device memory back while engines generate."""

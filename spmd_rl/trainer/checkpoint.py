@@ -4,8 +4,8 @@ A save has three parts. `begin` lets a thread copy this rank's share to host mem
 `copied` waits for the copy, before weights change: a rollout is collected meanwhile, so there is
 seldom anything to wait for. `finish`, collective, waits for the writers and adds the index. The
 format is Megatron's torch_dist; a checkpoint loads into another tp, pp, cp or dp. The actor's
-tensors have Megatron's names, a critic's stand beside them with a prefix. The caller makes
-directories appear atomically; nothing here knows of rollouts.
+tensors have Megatron's names; those of a critic, and of a reference model that moves, stand beside
+them with a prefix. The caller makes directories appear atomically; nothing here knows of rollouts.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from torch import Tensor
 from spmd_rl import disk
 from spmd_rl.trainer.parallel import Groups
 from spmd_rl.trainer.pieces import Piece, optimizers, to_load, to_save
+from spmd_rl.trainer.reference import Reference
 from spmd_rl.trainer.shards import Image, Stored, write_index
 
 ABOUT = "trainer.json"  # what is no tensor: schedule, layout, counts
+REFERENCE = "reference"  # prefix of its tensors' names
 LOWEST = 19  # priority: where cores are few, copying and writing yield to all that computes
 # What Megatron's dist_checkpointing looks for besides the index.
 BACKEND = {
@@ -65,15 +67,23 @@ class Saver:
         self.directory = Path()
         self.about: dict[str, Any] = {}  # what is no tensor, as it was at `begin`
 
-    def begin(self, directory: str | Path, models: Models, random: bool) -> None:
-        """Start to copy and to write. Nothing may change before copied(); what is no tensor, and
-        the random state, are taken now.
+    def begin(
+        self,
+        directory: str | Path,
+        models: Models,
+        random: bool,
+        reference: Reference | None = None,
+    ) -> None:
+        """Start to copy and to write. Nothing may change before copied(); what is no tensor, the
+        random state and a `reference` are taken now.
         """
         assert self.thread is None, "finish() comes before the next begin()"
         pieces = _random_pieces(self.groups) if random else []
         for name, model in models.items():
             found = to_save(model.chunks, model.optimizer, _metadata(self.groups))
             pieces += _prefixed(found, name)
+        if reference is not None:
+            pieces += _prefixed(_weights_of(reference, models["actor"], self.groups), REFERENCE)
         if self.image is None or not self.image.fits(pieces):
             file = f"__{dist.get_rank()}_0.distcp"
             self.image = Image(pieces, file, pinned=self.device.type == "cuda")
@@ -155,6 +165,13 @@ def save(
         raise OSError(f"{directory} cannot be written: {answer['failure']}")
 
 
+def _weights_of(reference: Reference, actor: Model, groups: Groups) -> list[Piece]:
+    """A copy of what this rank writes of them, which lies where the actor's lie."""
+    with reference.swapped_in():
+        pieces = to_save(actor.chunks, None, _metadata(groups))
+        return [dataclasses.replace(p, values=p.values.to("cpu", copy=True)) for p in pieces]
+
+
 def _prefixed(pieces: list[Piece], name: str) -> list[Piece]:
     if name == "actor":
         return pieces
@@ -190,10 +207,16 @@ def _complete(directory: Path, chunks: list[Any], about: dict[str, Any]) -> None
         torch.save({"content_metadata": {}}, file)
 
 
-def load(directory: str | Path, models: Models, groups: Groups, random: bool = True) -> None:
+def load(
+    directory: str | Path,
+    models: Models,
+    groups: Groups,
+    random: bool = True,
+    reference: Reference | None = None,
+) -> None:
     """Not collective: every rank reads what it holds. A model with `optimizer` None takes weights
     only (its schedule stays new); the random state goes only into the layout that saved it. A
-    critic stays as it is where the checkpoint has none.
+    critic or a `reference` stays as it is where the checkpoint has none.
     """
     metadata = _metadata(groups)
     with Stored(directory) as stored:
@@ -202,6 +225,11 @@ def load(directory: str | Path, models: Models, groups: Groups, random: bool = T
         except FileNotFoundError:
             about = {"optimizer": False, "layout": None}  # Megatron's own: weights can be read
         parts = _parts(about)
+        if reference is not None:
+            held = _prefixed(to_load(models["actor"].chunks, None, metadata), REFERENCE)
+            if all(piece.key in stored for piece in held):
+                stored.fill(held)
+                reference.take()
         for name, model in models.items():
             if name in parts:
                 if model.optimizer is not None and not parts[name]["optimizer"]:

@@ -25,7 +25,7 @@ ALGO = {"use_kl_loss": True, "kl_loss_coef": 0.1}
 
 def settings(model: str, **more):
     train = TRAIN | more.pop("train", {})
-    return config(model, algo=ALGO, train=train, **more)
+    return config(model, algo=ALGO | more.pop("more", {}), train=train, **more)
 
 
 def weights(trainer):
@@ -74,6 +74,25 @@ def rank_resume(model: str, folder: str) -> None:
             trainer.load_checkpoint(f"{folder}/{case}-again")
             losses = rollouts(ranks, trainer, (2, 3))
             ranks.keep(folder, f"{case}-resumed", (losses, weights(trainer)))
+        keep_moving_reference(ranks, model, folder)
+
+
+def keep_moving_reference(ranks, model: str, folder: str) -> None:
+    """The reference follows every two rollouts; a part of the model is frozen."""
+    frozen = {"freeze_params_name_list": ["embedding", "layers.0.mlp"]}
+    cfg = settings(model, train=frozen, more={"ref_update_interval": 2})
+    trainer = ranks.trainer(cfg, num_steps=8)
+    rollouts(ranks, trainer, (0, 1))
+    path = f"{folder}/moving-{ranks.world}"
+    save(trainer, path)
+    once = rollouts(ranks, trainer, (2, 3)), weights(trainer)
+    trainer = ranks.trainer(cfg, num_steps=8)
+    trainer.load_checkpoint(path)
+    again = rollouts(ranks, trainer, (2, 3)), weights(trainer)
+    trainer = ranks.trainer(cfg, num_steps=8)
+    trainer.load_checkpoint(path, optimizer=False, random=False)
+    other = rollouts(ranks, trainer, (2, 3)), weights(trainer)
+    ranks.keep(folder, f"moving-{ranks.world}", (once, again, other))
 
 
 def rank_other_layout(model: str, folder: str) -> None:
@@ -153,6 +172,14 @@ def test_two_runs_and_a_resumed_one_end_bitwise_equal(results, case):
     assert same(want, resumed)
     assert same(want, overlapped)  # communication beside computation changes no bit
     assert len({float(x) for step in losses for x in step}) == 8  # two different steps a rollout
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_reference_that_moved_and_frozen_parts_are_gone_on_with(results, world):
+    _, _, kept = results
+    (losses, want), (again, resumed), (other, _) = kept[f"moving-{world}"]
+    assert losses == again and same(want, resumed)
+    assert losses != other  # weights alone: compared with the first model again
 
 
 def test_data_parallel_is_the_same_run(results):
