@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import orjson
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from spmd_rl.rollout.answers import BadAnswer
 from spmd_rl.rollout.client import EngineClient
 from spmd_rl.rollout.fleet import EngineAddresses
 from spmd_rl.rollout.routes import routes
+from spmd_rl.rollout.service import Service
 from spmd_rl.types import Batch
 from tests.engine import KEY, another_engine, engine_config
 from tests.models import tiny_model
@@ -77,6 +79,40 @@ def test_every_token_but_the_last_has_the_models_experts(addresses, models, tmp_
         algo=ALGO,
     )
     are_the_models(in_this_process(cfg, addresses).batch, models.plain)
+
+
+def test_an_aborted_response_keeps_its_experts(addresses, models, tmp_path):
+    cfg = config(
+        tmp_path,
+        model={"hf_checkpoint": str(models.plain)},
+        rollout={
+            "rollout_batch_size": 2,
+            "over_sampling_batch_size": 6,
+            "partial_rollout": True,
+            "rollout_max_response_len": 200,
+            "rollout_stop_token_ids": list(range(0, 1000, 20)),  # lengths differ
+        },
+        reward={"rm_type": "random"},
+        algo=ALGO,
+    )
+    state, resumed = None, 0.0
+    for rollout in range(3):
+        batch, metrics, state = asyncio.run(one_rollout(cfg, addresses, rollout, state))
+        are_the_models(batch, models.plain)
+        resumed += metrics["rollout/partial/resumed_groups"]
+    assert resumed
+
+
+async def one_rollout(cfg, addresses, rollout, state):
+    """By a service of its own, as after a restart."""
+    service = Service(cfg)
+    await service.connect(addresses)
+    if state is not None:
+        await service.load_state(orjson.loads(orjson.dumps(state)))
+    try:
+        return await service.collect(rollout, 1)
+    finally:
+        await service.close()
 
 
 def are_the_models(batch: Batch, path: Path) -> None:
