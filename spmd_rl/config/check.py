@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterator
 
-from spmd_rl.config import critic, deterministic
+from spmd_rl.config import critic, deterministic, distillation
 from spmd_rl.config.errors import Fault
 from spmd_rl.config.schema import Config
 
@@ -27,6 +27,7 @@ def check(cfg: Config) -> Iterator[Fault]:
     yield from _names(cfg)
     yield from deterministic.check(cfg)
     yield from critic.check(cfg)
+    yield from distillation.check(cfg)
     if cfg.algo.loss_type != "sft_loss":
         yield from _reward(cfg)
         yield from _policy(cfg)
@@ -204,7 +205,8 @@ def _policy(cfg: Config) -> Iterator[Fault]:
             ("algo.normalize_advantages", "algo.advantage_estimator"),
             f"algo.advantage_estimator {estimator} needs algo.normalize_advantages: true",
         )
-    if n == 1 and estimator in GROUP_ESTIMATORS and not algo.disable_rewards_normalization:
+    compared = not (algo.disable_rewards_normalization or algo.use_opd)
+    if n == 1 and estimator in GROUP_ESTIMATORS and compared:
         yield Fault(
             ("rollout.n_samples_per_prompt", "algo.advantage_estimator"),
             f"rollout.n_samples_per_prompt 1: algo.advantage_estimator {estimator} compares the "

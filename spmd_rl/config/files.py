@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spmd_rl import architecture, layout
-from spmd_rl.config import critic, hooks, parallel, routing
+from spmd_rl.config import critic, distillation, hooks, parallel, routing
 from spmd_rl.config.errors import Fault
 from spmd_rl.config.schema import Config
 from spmd_rl.data.paths import split_slice
@@ -56,6 +56,16 @@ def _models(cfg: Config) -> Iterator[Fault]:
     if model.ref_load is not None:
         weights = Path(model.ref_load)
         config = yield from _checkpoint("model.ref_load", model.ref_load)
+    teacher = cfg.algo.opd_teacher_load
+    if cfg.algo.use_opd and teacher is not None:
+        theirs = yield from _checkpoint("algo.opd_teacher_load", teacher)
+        if theirs is not None:
+            try:
+                architecture.check_trainable(theirs)
+                architecture.parse(theirs)
+            except (KeyError, ValueError) as error:
+                yield Fault(("algo.opd_teacher_load",), f"algo.opd_teacher_load {teacher}: {error}")
+            yield from distillation.check_tokens(cfg, Path(teacher))
     if config is not None:
         try:
             architecture.check_trainable(config)
@@ -163,7 +173,7 @@ def _data(cfg: Config) -> Iterator[Fault]:
 def _reward(cfg: Config, row: dict[str, Any]) -> Iterator[Fault]:
     """Whether anything says how a sample is rewarded."""
     reward = cfg.reward
-    if cfg.algo.loss_type == "sft_loss" or cfg.debug.debug_train_only:
+    if cfg.algo.loss_type == "sft_loss" or cfg.debug.debug_train_only or cfg.algo.use_opd:
         return
     says = (reward.rm_type, reward.custom_rm_path, cfg.rollout.custom_generate_function_path)
     if not any(says) and "rm_type" not in str(row.get(cfg.data.metadata_key, "")):

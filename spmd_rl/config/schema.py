@@ -198,6 +198,11 @@ class AlgoConfig(Section):
     use_rollout_logprobs: bool = False  # take the engine's log-probs as the old ones
     # take those of the weights that were pushed to the engines, kept in host memory
     keep_old_actor: bool = False
+    # on-policy distillation: learn from a teacher's log-probs of the policy's own tokens
+    use_opd: bool = False
+    opd_type: Literal["megatron"] | None = None  # the teacher is a model in the trainer
+    opd_kl_coef: float = 1.0  # weight of log p_policy - log p_teacher, taken from advantages
+    opd_teacher_load: str | None = None  # HF directory of the teacher, of the policy's vocabulary
     # experts that the log-prob pass chose serve the updates too (R2; mixtures of experts)
     use_routing_replay: bool = False
     # experts that the engine chose serve the log-prob pass and the updates (R3)

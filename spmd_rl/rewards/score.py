@@ -68,6 +68,8 @@ class Scorer:
 
     async def _built_in(self, sample: Sample) -> Any:
         kind = sample.metadata.get("rm_type") or self.cfg.reward.rm_type
+        if not kind and self.cfg.algo.use_opd:
+            return 0.0  # the teacher alone says what is good
         if not kind:
             raise ValueError(
                 "nothing rewards the samples: set reward.rm_type or reward.custom_rm_path"

@@ -36,6 +36,7 @@ from spmd_rl.trainer.data import Piece, RolloutData
 from spmd_rl.trainer.heads import LogProbs
 from spmd_rl.trainer.learner import Learner
 from spmd_rl.trainer.reference import Pushed, Reference
+from spmd_rl.trainer.teacher import Teacher
 from spmd_rl.types import Placement, Shard
 from spmd_rl.weights import hf
 
@@ -70,6 +71,9 @@ class Trainer:
         actor = self.actor
         self.replay = replay.of(cfg.algo, actor.chunks, actor.architecture, self.groups)
         self.reference = Reference(self.actor.chunks) if _needs_reference(cfg) else None
+        self.teacher = None
+        if cfg.algo.use_opd and cfg.algo.opd_type == "megatron":
+            self.teacher = Teacher(cfg, self.actor, self.groups, self.device)
         self.data: RolloutData | None = None
         self.first_rollout: int | None = None  # the first in which the actor learned
         self.saver = checkpoint.Saver(self.groups, self.device, cfg.checkpoint.async_save)
@@ -134,6 +138,9 @@ class Trainer:
         if self.reference is not None:
             with timers.phase("ref_log_probs"), self.reference.swapped_in():
                 data.ref_log_probs, _ = self.actor.passes.forward(data)
+        if self.teacher is not None:
+            with timers.phase("teacher_log_probs"):
+                data.teacher_log_probs = self.teacher.log_probs(data)
         if correction.needs_log_probs(self.cfg, data.num_steps):
             with timers.phase("log_probs"), self._sampling_weights(data), self.replay.choosing():
                 data.keep_pass(*self.actor.passes.forward(data))

@@ -2,7 +2,7 @@
 
 In: the rollout's columns with the log-probs (and values) that the algorithm needs. Out:
 `data.advantages` and `data.returns` set. The order: KL, estimator (or the user's function),
-whitening. Collective over data-parallel ranks; runs on the last pipeline stage.
+distillation, whitening. Collective over data-parallel ranks; runs on the last pipeline stage.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spmd_rl.algo.advantages import advantages, gae, whiten, whitening_sums
+from spmd_rl.algo.distill import distill
 from spmd_rl.algo.kl import kl
 from spmd_rl.config.schema import Config
 from spmd_rl.trainer import custom
@@ -44,6 +45,10 @@ def set_advantages(data: RolloutData, cfg: Config, groups: Groups, hooks: custom
             kl_coef=algo.kl_coef,
             gamma=algo.gamma,
         )
+    if algo.use_opd:
+        student, teacher = data.old_log_probs, data.teacher_log_probs
+        assert student is not None and teacher is not None
+        found, data.opd_reverse_kl = distill(found, student, teacher, algo.opd_kl_coef)
     if algo.normalize_advantages:
         sums = whitening_sums(found, data.mask)
         if groups.dp_size > 1:

@@ -59,6 +59,8 @@ class RolloutData:
         if batch.rollout_log_probs is not None:
             self.rollout_log_probs = torch.from_numpy(batch.rollout_log_probs).float().to(device)
         self.ref_log_probs: Tensor | None = None
+        self.teacher_log_probs: Tensor | None = None
+        self.opd_reverse_kl: Tensor | None = None  # of the policy from the teacher
         self.old_log_probs: Tensor | None = None  # None: those of the step itself
         self.recomputed = False  # the next two are of the weights that sampled, all of them
         self.log_probs = torch.zeros_like(self.mask)

@@ -77,6 +77,8 @@ class Loss:
                 old - current, advantage, mask, piece.sample_ids, count, algo.opsm_delta
             )
             loss, extra["opsm_clipfrac"] = loss * used, 1 - used
+        if data.opd_reverse_kl is not None:
+            extra["opd_reverse_kl"] = data.opd_reverse_kl[rows]
         kept = mask
         if data.rollout_log_probs is not None:
             sampled = data.rollout_log_probs[rows]

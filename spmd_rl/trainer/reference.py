@@ -34,11 +34,15 @@ class Reference:
             for kept, parameter in zip(self.weights, self.parameters, strict=True):
                 kept.copy_(parameter)
 
+    def put_back(self) -> None:
+        """The model becomes this one."""
+        _copy(self.weights, self.parameters)
+
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
         """The model is this one inside the context; afterwards it is bitwise what it was."""
         current = [_to_host(p) for p in self.parameters]
-        _copy(self.weights, self.parameters)
+        self.put_back()
         try:
             yield
         finally:

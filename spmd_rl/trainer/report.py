@@ -105,6 +105,7 @@ def _columns(data: RolloutData) -> dict[str, Tensor]:
     per_token = {
         "log_probs": data.log_probs if data.known.any() else None,
         "ref_log_probs": data.ref_log_probs,
+        "teacher_log_probs": data.teacher_log_probs,
         "rollout_log_probs": data.rollout_log_probs,
         "advantages": data.advantages,
         "returns": data.advantages if data.returns is None else data.returns,

@@ -194,6 +194,12 @@ def test_one_sentence_for_one_mistake(word: str, parts: list[str], tmp_path: Pat
         (["ref_load=nowhere"], "model.ref_load 'nowhere' is not a directory"),
         (["eval_interval=1", "eval_prompt_data=e nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["megatron.expert_model_parallel_size=2"], "the model is dense"),
+        (["use_opd=true"], "algo.use_opd needs a teacher"),
+        (["opd_teacher_load=x"], "set algo.use_opd: true"),
+        (
+            ["use_opd=true", "opd_type=megatron", "opd_teacher_load=x"],
+            "opd_teacher_load 'x' is not",
+        ),
         (["use_routing_replay=true"], "algo.use_routing_replay needs a mixture of experts"),
         (["use_rollout_routing_replay=true", "loss_type=sft_loss"], "has no effect with"),
     ],

@@ -1,0 +1,91 @@
+"""On-policy distillation: the teacher's log-probs, and what they do to the loss."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tests.models import tiny_model
+from tests.ranks import run_ranks
+from tests.trainer.cases import Ranks, config, ok, ragged_batch
+from tests.trainer.test_layouts import size
+
+COEF = 0.5
+LAYOUTS: dict[int, dict[str, dict[str, int]]] = {
+    1: {"one": {}},
+    2: {"tp2": {"tp": 2}, "pp2": {"pp": 2}, "cp2": {"cp": 2}},
+}
+
+
+def configuration(student: str, teacher: str):
+    algo = {"use_opd": True, "opd_type": "megatron", "opd_kl_coef": COEF}
+    return config(
+        student,
+        algo=algo | {"opd_teacher_load": teacher},
+        megatron={"use_distributed_optimizer": False},
+    )
+
+
+def rank_teachers(student: str, teachers: str, folder: str) -> None:
+    with Ranks() as ranks:
+        for name, teacher in json.loads(teachers).items():
+            for layout, sizes in LAYOUTS[ranks.world].items():
+                trainer = ranks.trainer(configuration(student, teacher), **sizes)
+                metrics = ranks.train(trainer, ragged_batch(siblings=False))
+                ranks.keep(folder, f"{name}-{layout}", (metrics, ranks.gradients(trainer)))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teachers")
+    student = str(tiny_model("qwen3", tied=False, vocab=275))
+    teachers = {
+        "same": str(tiny_model("qwen3", tied=False, vocab=275, seed=1)),
+        "larger": str(tiny_model("qwen3", tied=False, vocab=275, hidden=96, layers=4, seed=1)),
+    }
+    for world in LAYOUTS:
+        ok(run_ranks(world, rank_teachers, student, json.dumps(teachers), str(folder), limit=240))
+    kept = {path.stem: torch.load(path, weights_only=False) for path in folder.glob("*.pt")}
+    return student, teachers, kept
+
+
+def plain(student: str, teacher: str):
+    """Loss, reverse KL and gradients of the same step, sample by sample."""
+    from transformers import AutoModelForCausalLM
+
+    models = [
+        AutoModelForCausalLM.from_pretrained(p, dtype=torch.float32) for p in (student, teacher)
+    ]
+    batch = ragged_batch(siblings=False)
+    tokens = torch.from_numpy(batch.tokens).long().split(batch.total_lengths.tolist())
+    masks = torch.from_numpy(batch.loss_mask).double().split(batch.response_lengths.tolist())
+    total = reverse = torch.zeros((), dtype=torch.float64)
+    for i, row in enumerate(tokens):
+        count = int(batch.response_lengths[i])
+        ours, theirs = (
+            torch.log_softmax(model(row[None]).logits[0, len(row) - count - 1 : -1], -1)
+            .gather(-1, row[-count:, None])[:, 0]
+            .double()
+            for model in models
+        )
+        apart = (ours - theirs).detach()
+        advantage = float(batch.rewards[i]) - COEF * apart
+        weight = masks[i] / masks[i].sum().clamp_min(1) / len(tokens)
+        total = total - (weight * advantage * torch.exp(ours - ours.detach())).sum()
+        reverse = reverse + (weight * apart).sum()
+    total.backward()
+    return total.item(), reverse.item(), {n: p.grad for n, p in models[0].named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["same", "larger"])
+def test_loss_and_gradients_are_those_written_down(results, name):
+    student, teachers, kept = results
+    loss, reverse, want = plain(student, teachers[name])
+    for layout in (layout for sizes in LAYOUTS.values() for layout in sizes):
+        metrics, gradients = kept[f"{name}-{layout}"]
+        assert metrics["train/loss"][0] == pytest.approx(loss, rel=1e-5), layout
+        assert metrics["train/opd_reverse_kl"][0] == pytest.approx(reverse, rel=1e-5), layout
+        off = [gradients[key] - value for key, value in want.items()]
+        assert size(off) <= 1e-5 * size(want.values()), layout
