@@ -168,6 +168,8 @@ def _family_shape(family: str, hidden: int, heads: int, experts: int) -> dict[st
             num_key_value_heads=heads, q_lora_rank=hidden // 2, kv_lora_rank=hidden // 4,
             qk_nope_head_dim=16, qk_rope_head_dim=8, head_dim=8, v_head_dim=16,
             n_group=4, topk_group=1, rope_scaling=yarn,
+            # what transformers leaves out of config.json and SGLang reads
+            moe_layer_freq=1, topk_method="noaux_tc", scoring_func="sigmoid",
         ),
     }.get(family, {})  # fmt: skip
 

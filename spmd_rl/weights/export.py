@@ -76,7 +76,7 @@ def hf_tensors(
     mine = named_tensors(chunks) if of is None else named_parameters(chunks)
     read = of or (lambda parameter: parameter.detach())
     mine = [(name, value) for name, value in mine if not names.tied_copy(name)]
-    stream = (whole for name, value in mine for whole in _gather(name, read(value), names, groups))
+    stream = _wholes([(name, read(value)) for name, value in mine], names, groups)
     if groups.pp_size > 1:
         about = [
             about for name, value in mine for about in _about(name, read(value), names, groups)
@@ -84,6 +84,15 @@ def hf_tensors(
         stream = _over_stages(stream, about, groups)
     for name, whole in stream:
         yield from names.to_hf(name, whole)
+        del whole  # before the next is gathered
+
+
+def _wholes(
+    mine: list[tuple[str, Tensor]], names: NameMap, groups: Groups
+) -> Iterator[tuple[str, Tensor]]:
+    """Parameter after parameter; none is held here while the next is gathered."""
+    for name, part in mine:
+        yield from _gather(name, part, names, groups)
 
 
 def _over_stages(
@@ -113,6 +122,7 @@ def _gather(
         parts = [torch.empty_like(part) for _ in range(size)]
         dist.all_gather(parts, part.contiguous(), group=group)
         part = names.join(name, parts)
+        parts.clear()
     wholes = [part]
     if expert and groups.ep_size > 1:
         wholes = [torch.empty_like(part) for _ in range(groups.ep_size)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from spmd_rl.weights.names import NameMap
@@ -35,6 +35,21 @@ _COPIED = (
     "*.model",
     "*.py",
 )
+
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.bool: "BOOL",
+}  # as safetensors calls them
 
 
 class Checkpoint:
@@ -118,34 +133,81 @@ def save(
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write HF tensors as they come, in files of about `shard_bytes`, beside the template's other
-    files.
+    files. At most one tensor is held.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     copy_template(template, directory, dtype)
-    files: list[dict[str, Tensor]] = []
-    sizes: list[int] = []
-    names: list[list[str]] = []
-    total = 0
-    for name, tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        if not files or sizes[-1] + size > shard_bytes:
-            _write(directory, files, len(files) - 1)
-            files.append({})
-            sizes.append(0)
-            names.append([])
-        files[-1][name] = tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
-        names[-1].append(name)
-        sizes[-1] += size
-        total += size
-    _write(directory, files, len(files) - 1)
-    _name_files(directory, names, total)
+    room = _header_room(template, shard_bytes)
+    files: list[_File] = []
+    try:
+        for name, tensor in tensors:
+            tensor = tensor.detach().to("cpu").contiguous()
+            if not files or not files[-1].takes(name, tensor, shard_bytes):
+                if files:
+                    files[-1].close()
+                files.append(_File(directory / f"part-{len(files)}.safetensors", room))
+            files[-1].add(name, tensor)
+            del tensor  # before the next is made
+    finally:
+        if files:
+            files[-1].close()
+    total = sum(file.size for file in files)
+    _name_files(directory, [list(file.tensors) for file in files], total)
 
 
-def _write(directory: Path, files: list[dict[str, Tensor]], index: int) -> None:
-    if index >= 0 and files[index]:
-        save_file(files[index], directory / f"part-{index}.safetensors", metadata={"format": "pt"})
-        files[index] = {}
+class _File:
+    """A safetensors file that grows by a tensor at a time. The format has the names in front, so
+    room is left for them; they are written at the end, padded with spaces.
+    """
+
+    def __init__(self, path: Path, room: int):
+        self.room, self.size = room, 0
+        self.tensors: dict[str, Any] = {}
+        self.used = 64  # bytes of the header: what is in every one
+        self.file = path.open("wb")
+        self.file.seek(8 + room)
+
+    def takes(self, name: str, tensor: Tensor, limit: int) -> bool:
+        """Whether the tensor belongs into this file: an empty one takes any."""
+        fits = self.size + tensor.nbytes <= limit and self.size % tensor.element_size() == 0
+        named = self.used + _entry_bytes(name) <= self.room
+        return not self.tensors or (fits and named)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        end = self.size + tensor.nbytes
+        self.tensors[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [self.size, end],
+        }
+        self.used += _entry_bytes(name)
+        if tensor.nbytes:
+            self.file.write(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        self.size = end
+
+    def close(self) -> None:
+        header = json.dumps({"__metadata__": {"format": "pt"}} | self.tensors).encode()
+        with self.file:
+            self.file.seek(0)
+            self.file.write(struct.pack("<Q", self.room) + header.ljust(self.room))
+
+
+def _entry_bytes(name: str) -> int:
+    """At most, in a header: the name, and numbers of up to 13 digits in three places."""
+    return len(json.dumps(name)) + 160
+
+
+def _header_room(template: str | Path, shard_bytes: int) -> int:
+    """For the names of one file: all the template's, fewer where its tensors fill many files."""
+    template = Path(template)
+    try:
+        where = _tensor_files(template)
+    except ValueError:  # only a configuration
+        return 1 << 16
+    size = sum((template / file).stat().st_size for file in set(where.values()))
+    room = sum(_entry_bytes(name) for name in where) + 256
+    return -(-int(room * min(1.0, 4 * shard_bytes / max(size, 1))) // 4096) * 4096
 
 
 def _name_files(directory: Path, names: list[list[str]], total: int) -> None:

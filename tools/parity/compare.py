@@ -42,7 +42,8 @@ def cell(task: dict[str, Any], world: int, folder: Path) -> dict[str, Any]:
     theirs, their_grads = expected(task["path"], torch.bfloat16)
     off, their_off = (logits - want).norm(dim=1), (theirs - want).norm(dim=1)
     turned = _turned(off) | _turned(their_off)
-    found["other experts"] = int(turned.sum())
+    if turned.any():
+        found["other experts"] = [int(_turned(o).sum()) for o in (off, their_off)]
     found["bf16"] = norm([off[~turned]]) / norm([their_off[~turned]])
     if not turned.any():  # a token through other experts has another gradient
         mine = norm(grads[name] - value for name, value in want_grads.items())
