@@ -11,7 +11,7 @@ from spmd_rl.control.logs import log_only, log_to, terminal
 from spmd_rl.control.memory import PeakMemory, give_back, tree_memory
 from spmd_rl.control.notices import Notices
 from spmd_rl.control.report import Explained
-from spmd_rl.control.signals import stop_requested
+from spmd_rl.control.signals import stop_requested, unheard
 from spmd_rl.control.status import FAULTY, REQUEUE, tell_script
 
 __all__ = [
@@ -36,4 +36,5 @@ __all__ = [
     "tell_script",
     "terminal",
     "tree_memory",
+    "unheard",
 ]

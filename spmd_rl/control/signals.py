@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 STOP = (signal.SIGTERM, signal.SIGUSR1)
 END = (signal.SIGINT, signal.SIGHUP)
@@ -31,6 +32,18 @@ def stop_requested() -> bool:
 
 def set_stop() -> None:
     _stop.set()
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """What this thread starts inside is deaf to requests to stop: a scheduler hands them to all
+    processes, and a helper that a library starts must not leave before the rank does.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class SignalPipe:

@@ -19,6 +19,8 @@ import torch
 import torch.multiprocessing
 from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
+from spmd_rl import control
+
 NamedTensor = tuple[str, torch.Tensor]
 
 
@@ -80,7 +82,8 @@ def pack(run: list[NamedTensor], shared: bool) -> Bucket:
 
 def allocate(size: int, device: torch.device, shared: bool) -> torch.Tensor:
     if device.type == "cpu" and shared:
-        storage = torch.UntypedStorage._new_using_filename_cpu(size)
+        with control.unheard():  # the first starts torch_shm_manager, which all later ones need
+            storage = torch.UntypedStorage._new_using_filename_cpu(size)
         return torch.empty(0, dtype=torch.uint8).set_(storage)
     # Outside torch_memory_saver's regions, which the trainer opens only while it is built: memory
     # of its pools cannot be exported over CUDA IPC.

@@ -23,8 +23,9 @@ from tools.compare_runs import compare, outcome
 
 ROLLOUTS = 10
 NODES = ("--nodelist=node1,node2", *SIZE)
-# Slurm looks at time limits now and then, so the warning may come up to a minute early.
-ONE_MINUTE = ("--time=1", "--signal=B:USR1@20")
+# Slurm looks at time limits now and then, so the warning may come half a minute early: any earlier,
+# and no turn gets beyond its start.
+ONE_MINUTE = ("--time=1", "--signal=B:USR1@5")
 SHORT = [
     *(f"num_rollout={ROLLOUTS}", "rollout_batch_size=16", "n_samples_per_prompt=4"),
     *("rollout_max_response_len=32", "eval_interval=null", "save_interval=1", "lr=1e-3"),

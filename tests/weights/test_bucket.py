@@ -6,6 +6,7 @@ import base64
 import contextlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,27 @@ def test_runs_keep_order_bounds_and_alignment(shapes, limit):
         assert len(run) == 1 or sum(t.nbytes for _, t in run) <= limit
         for entry in pack(run, shared=False).entries():
             assert entry.start_idx % entry.dtype.itemsize == 0
+
+
+def test_a_request_to_stop_does_not_reach_torchs_manager_of_shared_memory():
+    """Slurm hands it to every process; a manager that dies breaks the next push."""
+    script = """
+import os, signal, psutil, torch
+from spmd_rl.weights.bucket import allocate
+allocate(64, torch.device("cpu"), True)
+[manager] = psutil.Process().children()
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    os.kill(manager.pid, number)
+allocate(64, torch.device("cpu"), True)
+with open(f"/proc/{manager.pid}/status") as status:
+    print(*(line for line in status if line.startswith(("Name", "SigBlk", "ShdPnd"))))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "torch_shm" in done.stdout, done.stderr
+    blocked, waiting = (int(line.split()[1], 16) for line in done.stdout.splitlines()[1:3])
+    stop = 1 << (signal.SIGUSR1 - 1) | 1 << (signal.SIGTERM - 1)
+    assert blocked & stop == stop, done.stdout
+    assert waiting & stop == stop, done.stdout
 
 
 def test_a_bucket_holds_the_tensors_bits_and_names():
