@@ -15,4 +15,4 @@ if pyright --version >/dev/null 2>&1; then
 else
     echo "tests: pyright could not be fetched (no network?): types are not checked"
 fi
-python -m pytest "$@"
+python -m pytest --durations=30 "$@"

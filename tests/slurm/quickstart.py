@@ -5,7 +5,7 @@
 MODEL: a Hugging Face folder that knows some sums, as `runs/quickstart-sft/hf`. Five jobs of two
 nodes with two ranks each, on the Slurm of the tests: one left alone, one whose time limit is a
 minute, one that loses a node, two at once. All must complete, and be equal bit for bit. Needs
-about ten minutes of two idle cores; the tests do the same with a smaller configuration.
+about fifteen minutes of two cores; the tests do the same with a smaller configuration.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.slurm.cluster import Cluster, missing
 from tests.slurm.jobs import SIZE, Job
 from tools.compare_runs import compare, outcome
 
-ROLLOUTS = 10
+ROLLOUTS = 30
 NODES = ("--nodelist=node1,node2", *SIZE)
 # Slurm looks at time limits now and then, so the warning may come half a minute early: any earlier,
 # and no turn gets beyond its start.
