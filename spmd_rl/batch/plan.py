@@ -141,15 +141,19 @@ def token_bins(
 
     Bins are empty only where there are not enough samples to reach the multiple.
     """
-    bins = None
+    bins, tried = None, 0
     if balance:  # mostly as few bins as the tokens need at least will do
         least = -(-sum(min(lengths[i], cap) for i in samples) // cap)
-        bins = least_loaded(samples, lengths, loads, cap, -(-least // multiple) * multiple)
+        tried = -(-least // multiple) * multiple
+        bins = least_loaded(samples, lengths, loads, cap, tried)
     if bins is None:
         packed = best_fit(samples, lengths, cap)
         count = -(-len(packed) // multiple) * multiple
-        bins = least_loaded(samples, lengths, loads, cap, count) if balance else None
-        if bins is None:  # nearly full bins: they are about equal already
+        if balance and count != tried:
+            bins = least_loaded(samples, lengths, loads, cap, count)
+        if bins is None and balance:
+            bins = _level_last(packed, lengths, loads, cap, count, multiple)
+        if bins is None:
             bins = _split_until(packed, loads, count)
     bins = [sorted(members) for members in bins]
     return sorted(bins, key=lambda members: members[0] if members else len(lengths))
@@ -190,6 +194,19 @@ def least_loaded(
         tokens[b] = total
         heapq.heapreplace(heap, entry + loads[i] * count)
     return bins
+
+
+def _level_last(
+    bins: Bins, lengths: list[int], loads: list[int], cap: int, count: int, multiple: int
+) -> Bins | None:
+    """`count` bins from nearly full ones, which are about equal: only the emptiest `multiple` are
+    filled anew, so that the ranks that share them have equal loads; None where that breaks `cap`.
+    """
+    fullest_first = sorted(bins, key=lambda members: -sum(loads[i] for i in members))
+    full, rest = fullest_first[: count - multiple], fullest_first[count - multiple :]
+    samples = [i for members in rest for i in members]
+    level = least_loaded(samples, lengths, loads, cap, multiple)
+    return full + level if level and all(level) else None
 
 
 def _split_until(bins: Bins, loads: list[int], count: int) -> Bins:
