@@ -4,6 +4,7 @@
   python tools/check_parity.py                   # everything; 10 minutes on 2 cores
   python tools/check_parity.py --families glm4,qwen3_moe --layouts tp2_pp2,ep2_tp2_cp2
   python tools/check_parity.py --push            # into a real SGLang engine; 2 minutes
+  python tools/check_parity.py --formats         # files from every layout, and back; 3 minutes
 
 One packed step of unequal samples in real processes over gloo for each cell. fp32: the largest
 difference of a logit over the largest logit, and of a gradient over its tensor's largest (at most
@@ -163,6 +164,30 @@ def push(families: list[str]) -> int:
     return int(not good)
 
 
+def formats(families: list[str]) -> int:
+    """The part with files; status as main's."""
+    from tools.parity import formats as parity
+
+    quieten()
+    with tempfile.TemporaryDirectory(prefix="parity-") as folder:
+        found = parity.check(families, Path(folder))
+    failures = []
+    print("equal bit for bit after HF -> layout -> HF and torch_dist -> HF; saved in")
+    print(f"{parity.BEGUN} and gone on with elsewhere: how far a later loss is off, relatively")
+    for family, cells in found.items():
+        words = []
+        for name, cell in cells.items():
+            wrong = parity.faults(cell)
+            failures += [f"{family} {name}: {fault}" for fault in wrong]
+            value = f"{cell['loss']:.0e}" if "loss" in cell else "equal"
+            words.append(f"{name.removeprefix('write ')} {'FAILED' if wrong else value}")
+        print(f"{family:12} {'  '.join(words)}")
+    for line in failures:
+        print(f"FAILED {line}")
+    print(f"{sum(map(len, found.values()))} cells, {len(failures)} faults")
+    return int(bool(failures))
+
+
 def chosen(words: str | None, known: dict[str, Any], what: str) -> list[str]:
     names = words.split(",") if words else list(known)
     unknown = [name for name in names if name not in known]
@@ -178,12 +203,15 @@ def main() -> int:
     parser.add_argument("--families", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--layouts", help=f"of {', '.join(LAYOUTS)}")
     parser.add_argument("--push", action="store_true", help="push into a real engine instead")
+    parser.add_argument("--formats", action="store_true", help="write, convert, resume instead")
     parser.add_argument("--no-bf16", action="store_true", help="fp32 only: half the time")
     parser.add_argument("--json", type=Path, help="write every number there, too")
     options = parser.parse_args()
     families = chosen(options.families, MODELS, "families")
     if options.push:
         return push([name for name in families if name not in NO_ENGINE])
+    if options.formats:
+        return formats(families)
     layouts = chosen(options.layouts, LAYOUTS, "layouts")
     quieten()
     began = time.monotonic()
