@@ -96,12 +96,13 @@ def bare(ranks: Any, trainer: Any, batch: Batch) -> Callable[[], None]:
     from tools.parity.ranks import shard_of
 
     cfg, copy = trainer.cfg, ranks.trainer(trainer.cfg)
-    [model], schedule = copy.wrapped, get_forward_backward_func()
+    actor = copy.actor
+    [model], schedule = actor.wrapped, get_forward_backward_func()
     shard = shard_of(batch, cfg, copy.placement, 0)
     pieces = RolloutData(shard, cfg, copy.groups, copy.device).step(0)
     for piece in pieces:
         piece.packing.cache.clear()
-    output, tokens = copy.chunks[0].output_layer, len(batch.loss_mask)
+    output, tokens = actor.chunks[0].output_layer, len(batch.loss_mask)
 
     def forward(iterator: Any, model: Any) -> Any:
         piece = next(iterator)
@@ -118,7 +119,7 @@ def bare(ranks: Any, trainer: Any, batch: Batch) -> Callable[[], None]:
 
     def step() -> None:
         model.zero_grad_buffer()
-        copy.optimizer.zero_grad()
+        actor.optimizer.zero_grad()
         schedule(
             forward_step_func=forward,
             data_iterator=iter(pieces),
@@ -128,7 +129,7 @@ def bare(ranks: Any, trainer: Any, batch: Batch) -> Callable[[], None]:
             micro_batch_size=1,
             forward_only=False,
         )
-        copy.optimizer.step()
+        actor.optimizer.step()
 
     return step
 
