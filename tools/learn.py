@@ -30,7 +30,10 @@ RECIPES: dict[str, list[str]] = {
     "gspo": ["advantage_estimator=gspo"],
     "cispo": ["advantage_estimator=cispo"],
     "rloo": ["advantage_estimator=rloo"],
-    "reinforce_plus_plus": ["advantage_estimator=reinforce_plus_plus"],
+    "reinforce_plus_plus": [
+        "advantage_estimator=reinforce_plus_plus",
+        "normalize_advantages=true",
+    ],
     "ppo": [],
 }
 CONFIGS = {"ppo": "configs/quickstart-ppo.yaml"}  # the others: configs/quickstart.yaml
