@@ -32,6 +32,9 @@ from spmd_rl.trainer.shards import Image, Stored, write_index
 ABOUT = "trainer.json"  # what is no tensor: schedule, layout, counts
 REFERENCE = "reference"  # prefix of its tensors' names
 LOWEST = 19  # priority: where cores are few, copying and writing yield to all that computes
+# Seconds before copying: a priority counts only within a session, and torchrun gives each rank its
+# own, so where cores are few one rank's copying would hold up the others' answers.
+AFTER_ALL_BEGAN = 0.2
 # What Megatron's dist_checkpointing looks for besides the index.
 BACKEND = {
     "sharded_backend": "torch_dist",
@@ -61,6 +64,7 @@ class Saver:
         self.groups, self.device, self.keep = groups, device, keep
         self.image: Image | None = None
         self.thread: threading.Thread | None = None
+        self.awaited = threading.Event()
         self.copy: Future[None] = Future()
         self.copy.set_result(None)
         self.failure: OSError | None = None
@@ -90,12 +94,14 @@ class Saver:
         self.about = _about(self.groups, models)
         self.failure, self.directory = None, Path(directory)
         self.copy = Future()
+        self.awaited.clear()
         self.thread = threading.Thread(target=self._run, args=(self.image, pieces))
         self.thread.daemon = True  # an end for another reason must not wait for the disk
         self.thread.start()
 
     def _run(self, image: Image, pieces: list[Piece]) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)  # of this thread alone
+        self.awaited.wait(AFTER_ALL_BEGAN)
         try:
             image.fill(pieces)
         except Exception as error:
@@ -109,6 +115,7 @@ class Saver:
 
     def copied(self) -> None:
         """Wait until training may change what is being saved."""
+        self.awaited.set()
         self.copy.result()
 
     @property
