@@ -63,6 +63,9 @@ class DataConfig(Section):
     apply_chat_template: bool = False  # render prompts with the tokenizer's chat template
     # further arguments of the chat template
     apply_chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    # how SFT renders a conversation: each message by itself (qwen), with its thoughts (qwen3), all at
+    # once (qwen3_5), or the last answer alone (distill_qwen)
+    loss_mask_type: Literal["qwen", "qwen3", "qwen3_5", "distill_qwen"] = "qwen"
     rollout_shuffle: bool = False  # shuffle the prompts anew in each epoch
     rollout_seed: int = 42  # of shuffling and sampling
     # longer prompts are dropped at load, and counted

@@ -59,7 +59,8 @@ class Service:
         self.trains = bool(cfg.data.prompt_data) or cfg.rollout.num_rollout != 0
         self.source = Buffer(cfg, training_source(cfg, template)) if self.trains else None
         self.evaluations = evaluate.load(cfg, template) if cfg.eval.eval_interval else {}
-        self.encoder = Encoder(template) if cfg.algo.loss_type == "sft_loss" else None
+        supervised = cfg.algo.loss_type == "sft_loss"
+        self.encoder = Encoder(template, cfg.data.loss_mask_type) if supervised else None
         self.generator: Generator | None = None
         self.in_order = bool(cfg.sglang.get("enable_deterministic_inference"))
         self._ahead: tuple[int, asyncio.Task[Collected]] | None = None

@@ -6,7 +6,11 @@ of what is trained on: the label, or every assistant turn, with the end token.
 
 from __future__ import annotations
 
-from spmd_rl.data.masks import MultiTurnLossMaskGenerator, get_response_lengths
+from spmd_rl.data.masks import (
+    LossMaskType,
+    MultiTurnLossMaskGenerator,
+    get_response_lengths,
+)
 from spmd_rl.data.rows import DataError
 from spmd_rl.data.template import Template, as_messages
 from spmd_rl.types import Sample, Status
@@ -15,8 +19,8 @@ from spmd_rl.types import Sample, Status
 class Encoder:
     """Fills in the tokens and the mask of a sample."""
 
-    def __init__(self, template: Template):
-        self.template = template
+    def __init__(self, template: Template, loss_mask_type: LossMaskType = "qwen"):
+        self.template, self.loss_mask_type = template, loss_mask_type
         self._masks: MultiTurnLossMaskGenerator | None = None
 
     def encode(self, sample: Sample) -> Sample:
@@ -46,7 +50,9 @@ class Encoder:
         if sample.label is not None:
             messages.append({"role": "assistant", "content": str(sample.label)})
         if self._masks is None:
-            self._masks = MultiTurnLossMaskGenerator(self.template)
+            self._masks = MultiTurnLossMaskGenerator(
+                self.template.tokenizer, self.loss_mask_type, self.template.kwargs
+            )
         sample.tokens, mask = self._masks.get_loss_mask(messages, sample.metadata.get("tools"))
         (sample.response_length,) = get_response_lengths([mask])
         if not sample.response_length:
