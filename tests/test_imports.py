@@ -15,7 +15,7 @@ from tests.models import ROOT
 PACKAGE = ROOT / "spmd_rl"
 HEAVY = ("torch", "sglang", "megatron", "transformers")
 # Small files for several stages; they import the shared parts.
-HELPERS = ("hooks", "tasks", "attend", "disk")
+HELPERS = ("hooks", "tasks", "attend", "disk", "sandbox")
 # All import these; they only each other.
 SHARED = ("types", "architecture", "config", "layout", "planner", *HELPERS)
 # Folders in the order of the data. A folder imports earlier ones only. The collector (rollout)
