@@ -7,6 +7,7 @@ so that one that blocks (a web request, a compiler) holds up no other sample.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import importlib
 import inspect
 from collections.abc import Callable
@@ -46,7 +47,8 @@ async def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if is_async(function):
         return await function(*args, **kwargs)
     loop = asyncio.get_running_loop()
-    result = await loop.run_in_executor(_threads, lambda: function(*args, **kwargs))
+    context = contextvars.copy_context()  # what the function finds around it, as in a task
+    result = await loop.run_in_executor(_threads, lambda: context.run(function, *args, **kwargs))
     return await result if inspect.isawaitable(result) else result
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from spmd_rl.config import evaluation
 from spmd_rl.config.check import check_steps
 from spmd_rl.config.errors import ConfigError, Fault
 from spmd_rl.config.schema import Config
@@ -47,16 +48,11 @@ def has_nvidia_driver() -> bool:
     return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
 
 
-def evaluates(cfg: Config) -> bool:
-    """Whether anything is evaluated in this run."""
-    return bool(cfg.eval.eval_interval and cfg.eval.eval_prompt_data)
-
-
 def needs_engines(cfg: Config) -> bool:
     """Whether anything is generated in this run."""
     if cfg.debug.debug_train_only:
         return False
-    return cfg.algo.loss_type != "sft_loss" or evaluates(cfg)
+    return cfg.algo.loss_type != "sft_loss" or evaluation.evaluates(cfg)
 
 
 def planned_world(cfg: Config, world: int | None = None) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterator
 
-from spmd_rl.config import critic, deterministic, distillation
+from spmd_rl.config import critic, deterministic, distillation, evaluation
 from spmd_rl.config.errors import Fault
 from spmd_rl.config.schema import Config
 
@@ -23,7 +23,7 @@ def check(cfg: Config) -> Iterator[Fault]:
     yield from _length(cfg)
     yield from _batching(cfg)
     yield from _rollout(cfg)
-    yield from _evaluation(cfg)
+    yield from evaluation.check(cfg)
     yield from _names(cfg)
     yield from deterministic.check(cfg)
     yield from critic.check(cfg)
@@ -88,7 +88,7 @@ def _length(cfg: Config) -> Iterator[Fault]:
             "rollout.num_rollout and rollout.num_epoch are both missing: give one, the run has "
             "no end",
         )
-    if rollout.num_rollout == 0 and not (cfg.eval.eval_interval and cfg.eval.eval_prompt_data):
+    if rollout.num_rollout == 0 and not evaluation.evaluates(cfg):
         yield Fault(
             ("rollout.num_rollout", "eval.eval_interval", "eval.eval_prompt_data"),
             "rollout.num_rollout 0 only evaluates: give eval.eval_interval and "
@@ -140,27 +140,6 @@ def _rollout(cfg: Config) -> Iterator[Fault]:
             ("rollout.rollout_top_k",),
             f"rollout.rollout_top_k must be at least 1, or -1 for no limit, not "
             f"{rollout.rollout_top_k}: change it",
-        )
-
-
-def _evaluation(cfg: Config) -> Iterator[Fault]:
-    interval, words = cfg.eval.eval_interval, cfg.eval.eval_prompt_data
-    if interval and not words:
-        yield Fault(
-            ("eval.eval_prompt_data", "eval.eval_interval"),
-            "eval.eval_interval needs eval.eval_prompt_data: give 'name path', or leave out the "
-            "interval",
-        )
-    if len(words) > 1 and len(words) % 2:
-        yield Fault(
-            ("eval.eval_prompt_data",),
-            f"eval.eval_prompt_data has {len(words)} words: write name and path for each data set",
-        )
-    names = words[0::2]
-    if len(words) > 1 and len(set(names)) < len(names):
-        yield Fault(
-            ("eval.eval_prompt_data",),
-            f"eval.eval_prompt_data uses a name twice ({', '.join(names)}): rename one",
         )
 
 

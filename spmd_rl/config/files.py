@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spmd_rl import architecture, layout
-from spmd_rl.config import critic, distillation, hooks, parallel, routing
+from spmd_rl.config import critic, distillation, evaluation, hooks, parallel, routing
 from spmd_rl.config.errors import Fault
 from spmd_rl.config.schema import Config
 from spmd_rl.data.paths import split_slice
@@ -144,7 +144,7 @@ def _whole(value: Any, default: int) -> int:
 
 
 def _data(cfg: Config) -> Iterator[Fault]:
-    data, ev = cfg.data, cfg.eval
+    data = cfg.data
     if data.prompt_data is not None:
         columns = {"data.input_key": data.input_key, "data.label_key": data.label_key}
         row = yield from _first_row("data.prompt_data", data.prompt_data, columns)
@@ -155,19 +155,29 @@ def _data(cfg: Config) -> Iterator[Fault]:
             ("data.prompt_data",),
             "data.prompt_data is missing: give a .jsonl or .parquet file of prompts",
         )
-    if not ev.eval_interval:
+    yield from evaluation.check_file(cfg)
+    yield from _evaluation_data(cfg)
+
+
+def _evaluation_data(cfg: Config) -> Iterator[Fault]:
+    ev = cfg.eval
+    if not evaluation.evaluates(cfg):
         return
-    columns = {
-        "eval.eval_input_key" if ev.eval_input_key else "data.input_key": (
-            ev.eval_input_key or data.input_key
-        ),
-        "eval.eval_label_key" if ev.eval_label_key else "data.label_key": (
-            ev.eval_label_key or data.label_key
-        ),
-    }
-    words = ev.eval_prompt_data
-    for path in words if len(words) == 1 else words[1::2]:
-        yield from _first_row("eval.eval_prompt_data", path, columns)
+    try:
+        sets = evaluation.eval_sets(cfg)
+    except ValueError:  # another check says why
+        return
+    if ev.eval_config is None:
+        key, inputs, labels = "eval.eval_prompt_data", ev.eval_input_key, ev.eval_label_key
+        names = (
+            "eval.eval_input_key" if inputs else "data.input_key",
+            "eval.eval_label_key" if labels else "data.label_key",
+        )
+    else:
+        key, names = "eval.eval_config", ("input_key", "label_key")
+    for part in sets:
+        columns = dict(zip(names, (part.input_key, part.label_key), strict=True))
+        yield from _first_row(key, part.path, columns)
 
 
 def _reward(cfg: Config, row: dict[str, Any]) -> Iterator[Fault]:

@@ -34,12 +34,13 @@ def check(cfg: Config) -> Iterator[Fault]:
     for section, key in KEYS:
         given = getattr(getattr(cfg, section), key) or []
         for path in [given] if isinstance(given, str) else given:
-            fault = _missing(path)
+            fault = missing(path)
             if fault:
                 yield Fault((f"{section}.{key}",), f"{section}.{key} {fault}")
 
 
-def _missing(path: str) -> str | None:
+def missing(path: str) -> str | None:
+    """What is wrong with a hook's path, as the end of a sentence."""
     try:
         module, function = split(path)
     except ValueError as error:

@@ -139,6 +139,8 @@ class EvalConfig(Section):
     eval_interval: int | None = Field(default=None, ge=1)
     # name path [name path ...]; one path alone: name "aime"
     eval_prompt_data: list[str] = Field(default_factory=list)
+    # YAML file of data sets, each with settings of its own, in place of eval_prompt_data
+    eval_config: str | None = None
     skip_eval_before_train: bool = False  # no evaluation before the first rollout
     n_samples_per_eval_prompt: int = Field(default=1, ge=1)  # responses to each prompt
     eval_input_key: str | None = None  # None: input_key
@@ -148,7 +150,10 @@ class EvalConfig(Section):
     eval_top_p: float | None = None  # None: rollout_top_p
     eval_top_k: int | None = None  # None: rollout_top_k
     eval_max_response_len: int | None = Field(default=None, ge=1)  # None: rollout_max_response_len
+    eval_min_new_tokens: int | None = Field(default=None, ge=0)  # a response has at least
     eval_max_prompt_len: int | None = Field(default=None, ge=1)  # None: rollout_max_prompt_len
+    # None: rollout_max_context_len
+    eval_max_context_len: int | None = Field(default=None, ge=2)
     eval_reward_key: str | None = None  # None: reward_key
     log_passrate: bool = False  # report pass@k too
 

@@ -7,6 +7,7 @@ user's function comes first, then the sample's own metadata["rm_type"], then rew
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from spmd_rl import hooks
@@ -54,10 +55,14 @@ class Scorer:
 
     async def sample(self, sample: Sample) -> None:
         """Reward one sample that has no reward yet."""
+        await self.judge(sample, self.custom)
+
+    async def judge(self, sample: Sample, custom: Callable[..., Any] | None) -> None:
+        """The same by a user's function, or, with None, a built-in reward."""
         if sample.reward is not None or sample.status is Status.ABORTED:
             return
-        if self.custom:
-            sample.reward = await hooks.call(self.custom, self.cfg, sample)
+        if custom:
+            sample.reward = await hooks.call(custom, self.cfg, sample)
         else:
             sample.reward = await self._built_in(sample)
 

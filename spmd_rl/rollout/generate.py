@@ -7,9 +7,9 @@ through `current()` or call `generate` themselves.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,12 +51,19 @@ class Generator:
         self.counts = Counts()
         self.engines = len(client.addresses.urls)
         self.stopped = False  # nothing more is generated: whoever asks gets nothing, as if aborted
+        self.context = cfg.rollout.rollout_max_context_len  # tokens of prompt and response
         self.tells_experts = client.routes is not None
         self._slots = Slots(cfg.rollout.sglang_server_concurrency * self.engines)
         self._custom = hooks.optional(cfg.rollout.custom_generate_function_path)
-        self._tells_evaluation = self._custom is not None and hooks.accepts(
-            self._custom, "evaluation"
-        )
+
+    def for_evaluation(self, function: Callable[..., Any] | None, context: int | None) -> Generator:
+        """The same for a data set with a function and a limit of its own (None: ours); answers do
+        not tell the experts of their tokens, for nobody trains on them.
+        """
+        other = copy.copy(self)
+        other._custom, other.context = function or self._custom, context
+        other.tells_experts = False
+        return other
 
     def portions(self, samples: list[Sample], of: int) -> list[list[Sample]]:
         """The samples, out of a rollout's, cut into requests."""
@@ -107,19 +114,11 @@ class Generator:
                 return [[s] for s in await generate_together(self.cfg, samples, options)]
             if self._custom is None:
                 return [[await generate(self.cfg, samples[0], options[0])]]
-            told = {"evaluation": evaluation} if self._tells_evaluation else {}
+            tells = hooks.accepts(self._custom, "evaluation")
+            told = {"evaluation": evaluation} if tells else {}
             sample = copy.deepcopy(samples[0])
             made = await hooks.call(self._custom, self.cfg, sample, options[0], **told)
         return [_siblings(samples[0], made)]
-
-    @contextlib.contextmanager
-    def without_experts(self) -> Iterator[None]:
-        """Answers do not tell the experts of their tokens: nobody trains on them."""
-        before, self.tells_experts = self.tells_experts, False
-        try:
-            yield
-        finally:
-            self.tells_experts = before
 
     async def ask(self, tokens: list[int], sampling: dict[str, Any], known: int = 0) -> Generated:
         """One request to an engine. `known`: of how many tokens the experts are known already."""
@@ -149,19 +148,22 @@ def samples_per_request(samples: int, engines: int) -> int:
     return max(1, min(MOST_TOGETHER, samples // (REQUESTS_PER_ENGINE * engines)))
 
 
-_current: Generator | None = None
+_current: ContextVar[Generator] = ContextVar("generator")
 
 
 def current() -> Generator:
-    """The collector's generator, for user functions: `.ask(tokens, sampling)`, `.tokenizer`."""
-    if _current is None:
-        raise RuntimeError("there is no generator: no engines are connected")
-    return _current
+    """The generator of what is at work, for user functions: `.ask(tokens, sampling)`,
+    `.tokenizer`.
+    """
+    try:
+        return _current.get()
+    except LookupError:
+        raise RuntimeError("there is no generator: no engines are connected") from None
 
 
 def use(generator: Generator) -> None:
-    global _current
-    _current = generator
+    """What runs from here on, and the tasks it starts, generate with it."""
+    _current.set(generator)
 
 
 async def generate(args: Config, sample: Sample, sampling_params: dict[str, Any]) -> Sample:
@@ -250,7 +252,7 @@ def _prepare(cfg: Config, sample: Sample, most: int) -> int:
                 "rollout.custom_generate_function_path that renders them"
             )
         sample.tokens = current().tokenizer.encode(sample.prompt, add_special_tokens=False)
-    context = cfg.rollout.rollout_max_context_len
+    context = current().context
     left = most - sample.response_length
     left = left if context is None else min(left, context - len(sample.tokens))
     if left < 1:

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from spmd_rl import hooks
+from spmd_rl.config.evaluation import evaluates
 from spmd_rl.config.schema import Config
 from spmd_rl.data.buffer import Buffer
 from spmd_rl.data.prompts import training_source
@@ -58,7 +59,7 @@ class Service:
         )
         self.trains = bool(cfg.data.prompt_data) or cfg.rollout.num_rollout != 0
         self.source = Buffer(cfg, training_source(cfg, template)) if self.trains else None
-        self.evaluations = evaluate.load(cfg, template) if cfg.eval.eval_interval else {}
+        self.evaluations = evaluate.load(cfg, template) if evaluates(cfg) else []
         supervised = cfg.algo.loss_type == "sft_loss"
         self.encoder = Encoder(template, cfg.data.loss_mask_type) if supervised else None
         self.generator: Generator | None = None
@@ -69,7 +70,7 @@ class Service:
     def notes(self) -> list[str]:
         """What the user should know about the data."""
         sets = [self.source.source.prompts] if self.source else []
-        return [note for part in (*sets, *self.evaluations.values()) for note in part.notes]
+        return [note for part in (*sets, *self.evaluations) for note in part.notes]
 
     async def num_prompts(self) -> int:
         return len(self._source())
@@ -82,7 +83,6 @@ class Service:
         if self.generator:
             await self.generator.client.close()
         self.generator = Generator(self.cfg, self.tokenizer, client)
-        use(self.generator)
 
     def broke(self, indices: list[int]) -> None:
         """These engines are being started again."""
@@ -107,8 +107,7 @@ class Service:
 
     async def evaluate(self, rollout: int) -> dict[str, float]:
         generator = self._engines()
-        with_engines = evaluate.evaluate(self.cfg, self.evaluations, generator, self.scorer)
-        return await self._or_abort(with_engines)
+        return await self._or_abort(evaluate.evaluate(self.evaluations, generator, self.scorer))
 
     async def load_state(self, state: dict[str, Any]) -> None:
         await self._drop_ahead()
@@ -130,6 +129,7 @@ class Service:
 
     async def _generate(self, rollout: int, version: int) -> Collected:
         cfg, generator, source = self.cfg, self._engines(), self._source()
+        use(generator)
         generator.counts = Counts()
         started = time.monotonic()
         collecting = collect_round(

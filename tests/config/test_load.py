@@ -238,6 +238,39 @@ def test_rows_are_looked_at_where_a_reader_would_look(tmp_path: Path):
     loaded(tmp_path, f"prompt_data={tmp_path / 'rows.jsonl'}@[0:2]")
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("eval: {datasets: []}", ["eval.yaml:1: eval.datasets: list should have at least 1 item"]),
+        (
+            "eval:\n  datasets:\n  - name: a\n    path: ROWS\n    temprature: 1\n",
+            ["eval.yaml:5: eval.datasets.0.temprature is unknown: did you mean temperature?"],
+        ),
+        ("eval:\n  datasets:\n  - {name: a}\n", ["eval.yaml:3: eval.datasets.0.path is missing"]),
+        ("eval: [", ["not valid YAML"]),
+        ("eval:\n  defaults: {top_p: 2}\n  datasets: [{name: a, path: ROWS}]", [":2: ", "not 2"]),
+        ("eval: {datasets: [{name: a, path: ROWS}, {name: a, path: ROWS}]}", ["a name twice"]),
+        ("eval: {datasets: [{name: a, path: nowhere}]}", ["eval_config nowhere does not exist"]),
+        (
+            "eval: {datasets: [{name: a, path: ROWS, custom_rm_path: json:lods}]}",
+            ["custom_rm_path of 'a' 'json:lods'", "defines no lods"],
+        ),
+        (
+            "eval: {datasets: [{name: a, path: ROWS, label_key: gold}]}",
+            ["label_key 'gold' is no column of", "config.yaml:"],
+        ),
+    ],
+)
+def test_a_file_of_evaluations_is_looked_through(text: str, parts: list[str], tmp_path: Path):
+    file = tmp_path / "eval.yaml"
+    file.write_text(text.replace("ROWS", str(make_rows(tmp_path / "eval.jsonl"))))
+    path = write(tmp_path, good(tmp_path), eval={"eval_interval": 1, "eval_config": str(file)})
+    with pytest.raises(ConfigError) as error:
+        load(path, [])
+    [sentence] = error.value.faults
+    assert all(part in sentence for part in parts), sentence
+
+
 def test_parquet_columns(tmp_path: Path):
     pyarrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet as parquet

@@ -5,9 +5,12 @@ from math import comb
 import numpy as np
 import pytest
 
-from spmd_rl.rollout.evaluate import data_sets, pass_at_k
+from spmd_rl.config.evaluation import named
+from spmd_rl.rollout.evaluate import pass_at_k
 from tests.rollout.collecting import config, in_this_process, sums, write_rows
 from tests.stub_engine import Answer, stub_engine
+
+HOOKS = "tests.rollout.user_hooks"
 
 
 @pytest.mark.parametrize(
@@ -33,8 +36,8 @@ def test_pass_at_k_is_the_share_of_subsets_and_a_mean_over_prompts():
 
 
 def test_data_sets():
-    assert data_sets(["x.jsonl"]) == {"aime": "x.jsonl"}
-    assert data_sets(["a", "x", "b", "y@[0:3]"]) == {"a": "x", "b": "y@[0:3]"}
+    assert named(["x.jsonl"]) == {"aime": "x.jsonl"}
+    assert named(["a", "x", "b", "y@[0:3]"]) == {"a": "x", "b": "y@[0:3]"}
 
 
 def test_overrides_reach_the_engine(tmp_path):
@@ -79,3 +82,45 @@ def test_several_samples_of_a_custom_function_count_as_one_answer(tmp_path):
     cfg = config(tmp_path, rollout=rollout, eval=evaluation)
     with stub_engine() as engine:
         assert in_this_process(cfg, engine.addresses, True)["eval/aime"] == 8.0
+
+
+EACH = """\
+eval:
+  defaults: {n_samples_per_eval_prompt: 2, max_response_len: 3, stop: ["!"]}
+  datasets:
+    - {name: many, path: "PATH@[:3]", n_samples_per_eval_prompt: 4, temperature: 0.5}
+    - name: other
+      path: PATH
+      max_response_len: 5
+      min_new_tokens: 2
+      repetition_penalty: 1.25
+      rm_type: boxed_f1
+      metadata_overrides: {note: seen}
+      custom_generate_function_path: tests.rollout.user_hooks.noted
+"""
+
+
+def test_each_data_set_has_settings_of_its_own(tmp_path):
+    """pass@k counts the samples of its data set: slime's takes one number for all."""
+    path = write_rows(tmp_path / "eval.jsonl", sums(5))
+    file = tmp_path / "eval.yaml"
+    file.write_text(EACH.replace("PATH", str(path)))
+    evaluation = {"eval_interval": 1, "eval_config": str(file), "log_passrate": True}
+    cfg = config(tmp_path, eval=evaluation, reward={"custom_rm_path": f"{HOOKS}.reward_by_index"})
+    with stub_engine(lambda number, body: Answer(text=r"\boxed{2}")) as engine:
+        metrics = in_this_process(cfg, engine.addresses, True)
+    asked = [request["sampling_params"] for request in engine.requests]
+    many = [params for params in asked if params["temperature"] == 0.5]
+    other = [params for params in asked if params["temperature"] == 1.0]
+    assert (len(many), len(other)) == (12, 10)
+    assert {params["max_new_tokens"] for params in many} == {3}
+    assert {params["max_new_tokens"] for params in other} == {5}
+    assert {params["min_new_tokens"] for params in other} == {2}
+    assert {params["repetition_penalty"] for params in other} == {1.25}
+    assert all(params["stop"] == ["!"] for params in asked)
+    assert [name for name in metrics if "pass@" in name] == [
+        *(f"eval/many-pass@{k}" for k in (1, 2, 4)),
+        *(f"eval/other-pass@{k}" for k in (1, 2)),
+    ]
+    assert metrics["eval/many"] == 0.5  # the run's function
+    assert metrics["eval/other"] == 0.2  # the built-in reward: "What is 1+1?" alone

@@ -136,3 +136,9 @@ def uneven_reward(args, sample):
 def newest_first(args, rollout_id, buffer, num_samples):
     """A buffer filter that takes one group at most."""
     return [buffer.pop()]
+
+
+async def noted(args, sample, sampling_params):
+    """Generates only what the evaluation's settings reached."""
+    assert sample.metadata["note"] == "seen"
+    return await generate(args, sample, sampling_params)
