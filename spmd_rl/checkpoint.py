@@ -52,6 +52,10 @@ class State:
         """The state once this rollout's training is done; its push makes the next version."""
         return replace(self, rollout=self.rollout + 1, version=self.version + 1, data=data)
 
+    def due(self, interval: int | None) -> bool:
+        """Whether something with an interval happens now; after the last rollout it always does."""
+        return bool(interval) and (self.rollout % interval == 0 or self.rollout == self.num_rollout)
+
 
 def directory(cfg: Config, run_dir: Path) -> Path:
     return Path(cfg.checkpoint.save) if cfg.checkpoint.save else run_dir / "checkpoints"

@@ -66,6 +66,7 @@ class Collector:
         self._until: Until = None  # when what is being waited for is to be abandoned
         # called a few times a second while an answer is awaited
         self.while_waiting: Callable[[], None] = lambda: None
+        self._evaluation = 0  # the request
         self._sending = False
         self._reported: list[tuple[int, int, str]] = []
         ours, theirs = socket.socketpair()
@@ -106,9 +107,17 @@ class Collector:
         self._state = result.state
         return result
 
-    def evaluate(self, rollout: int, until: Until = None) -> dict[str, float] | None:
-        """Metrics of an evaluation; None when `until()` came true before its end."""
-        return self._call("evaluate", rollout, until=until)
+    def begin_evaluation(self, rollout: int) -> None:
+        """Evaluate with the weights that the engines hold. Returns at once."""
+        self._evaluation = self._send("evaluate", rollout)
+
+    def finish_evaluation(self, until: Until = None) -> dict[str, float] | None:
+        """Metrics of the evaluation begun last; None when `until()` came true before its end."""
+        self._until = until
+        try:
+            return self._wait(self._evaluation)
+        finally:
+            self._until = None
 
     def state(self) -> dict[str, Any]:
         """Where the data stands after the last rollout."""

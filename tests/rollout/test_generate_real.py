@@ -106,7 +106,8 @@ def test_greedy_text_is_judged_and_evaluated(engine, tmp_path):
     )
     addresses = EngineAddresses([engine.url], engine.url, KEY)
     with collecting(cfg, tmp_path, addresses) as collector:
-        metrics = collector.evaluate(0)
+        collector.begin_evaluation(0)
+        metrics = collector.finish_evaluation()
     assert metrics["eval/first"] == metrics["eval/second"] == 0.0
     assert metrics["eval/first-pass@2"] == 0.0
     assert metrics["eval/first/response_len/max"] <= 5
