@@ -129,9 +129,10 @@ class RewardConfig(Section):
     custom_rm_path: str | None = None  # function that rewards a sample (a group with group_rm)
     # function in place of normalisation within groups
     custom_reward_post_process_path: str | None = None
-    # seconds one built-in verifier may spend on one answer
+    # processor seconds one built-in verifier may spend on one answer (code: seconds for each test)
     reward_timeout: float = Field(default=10.0, gt=0)
-    reward_num_workers: int = Field(default=1, ge=1)  # processes of the reward pool
+    # processes that verify answers or run code at once; None: half the processors, 16 at most
+    reward_num_workers: int | None = Field(default=None, ge=1)
 
 
 class EvalConfig(Section):

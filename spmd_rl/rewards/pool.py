@@ -1,7 +1,8 @@
 """Worker processes for verifying answers, with a hard time limit for each.
 
-Comes in: pairs of answers; goes out: booleans. A worker that exceeds its time, dies or is given up
-is killed and replaced, so no answer can stall or crash a run. Workers start when first needed.
+Comes in: pairs of answers; goes out: booleans. The limit is processor time, kept by the worker
+(worker.py); one that dies, is given up, or sleeps beyond all reason is killed and replaced, so no
+answer can stall or crash a run. Workers start when first needed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from collections import OrderedDict
 
 START_TIMEOUT = 60.0  # seconds to import sympy on a busy machine
+WALL = 20  # times the limit: a question that takes as long is stuck, however busy the machine
 REMEMBERED = 10_000  # pairs; the samples of a group often answer alike
 
 
@@ -21,22 +23,22 @@ class Worker:
     """One process and the socket to it. asyncio's own subprocesses can hang when their start is
     cancelled (seen with CPython 3.11), hence plain ones."""
 
-    def __init__(self):
+    def __init__(self, timeout: float):
         self._sock, theirs = socket.socketpair()
         self._sock.setblocking(False)
-        argv = [sys.executable, "-m", "spmd_rl.rewards.worker"]
+        argv = [sys.executable, "-m", "spmd_rl.rewards.worker", str(timeout)]
         with theirs:
             self.process = subprocess.Popen(argv, stdin=theirs.fileno(), stdout=theirs.fileno())
         self.ready = False
 
-    async def ask(self, pair: tuple[str, str]) -> bool:
-        """The answer; EOFError when the process is gone."""
+    async def ask(self, pair: tuple[str, str]) -> bytes:
+        """Its word for the answer; EOFError when the process is gone."""
         line = json.dumps(pair).encode() + b"\n"
         try:
             await asyncio.get_running_loop().sock_sendall(self._sock, line)
         except OSError as error:
             raise EOFError from error
-        return await self.line() == b"true"
+        return await self.line()
 
     async def line(self) -> bytes:
         line = b""
@@ -57,7 +59,7 @@ class Worker:
 
 
 class Pool:
-    """At most `size` workers, one question each at a time."""
+    """At most `size` workers, one question each at a time, `timeout` processor seconds for it."""
 
     def __init__(self, size: int, timeout: float):
         self.size, self.timeout = size, timeout
@@ -88,11 +90,11 @@ class Pool:
             self._idle.pop().kill()
 
     async def _ask(self, pair: tuple[str, str]) -> bool:
-        worker = self._idle.pop() if self._idle else Worker()
+        worker = self._idle.pop() if self._idle else Worker(self.timeout)
         try:
             if not worker.ready:
                 await _started(worker)
-            result = await asyncio.wait_for(worker.ask(pair), self.timeout)
+            word = await asyncio.wait_for(worker.ask(pair), WALL * self.timeout)
         except BaseException as error:
             # Cancelled or late: its answer would be taken for that to the next question.
             worker.kill()
@@ -104,7 +106,9 @@ class Pool:
                 return False
             raise
         self._idle.append(worker)
-        return result
+        self.overtime += word == b"overtime"
+        self.crashed += word == b"crashed"
+        return word == b"true"
 
 
 async def _started(worker: Worker) -> None:

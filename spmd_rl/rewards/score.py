@@ -6,22 +6,25 @@ user's function comes first, then the sample's own metadata["rm_type"], then rew
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable
 from typing import Any
 
 from spmd_rl import hooks
+from spmd_rl.config.check import RM_TYPES
 from spmd_rl.config.schema import Config
 from spmd_rl.rewards.answers import last_boxed
+from spmd_rl.rewards.code import code
 from spmd_rl.rewards.dapo import dapo
 from spmd_rl.rewards.math import deepscaler, math
 from spmd_rl.rewards.pool import Pool
 from spmd_rl.rewards.remote import RemoteReward
 from spmd_rl.rewards.text import f1, gpqa
+from spmd_rl.sandbox import Sandbox
 from spmd_rl.tasks import together
 from spmd_rl.types import Group, Sample, Status
 
-TYPES = ("math", "deepscaler", "dapo", "f1", "gpqa", "random", "remote_rm")
 BOXED = "boxed_"
 
 
@@ -30,7 +33,9 @@ class Scorer:
 
     def __init__(self, cfg: Config):
         self.cfg = cfg
-        self.pool = Pool(cfg.reward.reward_num_workers, cfg.reward.reward_timeout)
+        workers = cfg.reward.reward_num_workers or default_workers()
+        self.pool = Pool(workers, cfg.reward.reward_timeout)
+        self.sandbox = Sandbox(at_once=workers)
         self.custom = hooks.optional(cfg.reward.custom_rm_path)
         self.remote = RemoteReward(cfg.reward.rm_url) if cfg.reward.rm_url else None
         if cfg.reward.rm_type:
@@ -68,6 +73,7 @@ class Scorer:
 
     async def close(self) -> None:
         await self.pool.close()
+        await self.sandbox.close()
         if self.remote:
             await self.remote.close()
 
@@ -90,12 +96,20 @@ class Scorer:
             return await self.remote(sample.prompt, response, label)
         if kind == "gpqa":
             return gpqa(response, label, sample.metadata)
+        if kind == "code":
+            timeout = self.cfg.reward.reward_timeout
+            return await code(response, label, sample.metadata, self.sandbox, timeout)
         if kind == "random":  # as good as random, and the same in every run
             return zlib.crc32(f"{self.cfg.data.rollout_seed} {sample.index}".encode()) & 1
         return (dapo if kind == "dapo" else f1)(response, label)
 
     def _check(self, kind: str, key: str) -> None:
-        if kind.removeprefix(BOXED) not in TYPES:
-            raise ValueError(f"{key} '{kind}' is unknown: choose one of {', '.join(TYPES)}")
+        if kind.removeprefix(BOXED) not in RM_TYPES:
+            raise ValueError(f"{key} '{kind}' is unknown: choose one of {', '.join(RM_TYPES)}")
         if kind.removeprefix(BOXED) == "remote_rm" and self.remote is None:
             raise ValueError(f"{key} remote_rm needs reward.rm_url: give the service's address")
+
+
+def default_workers() -> int:
+    """Half of the processors this process may use: engines and trainers want some as well."""
+    return max(1, min(16, len(os.sched_getaffinity(0)) // 2))

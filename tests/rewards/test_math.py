@@ -92,7 +92,7 @@ def test_hostile_answers_cost_their_limit_and_no_more():
     """And the answer after each is judged rightly: the worker was replaced."""
 
     async def judge():
-        pool = Pool(2, timeout=1.0)
+        pool = Pool(2, timeout=0.5)
         await pool.equal(r"\sqrt{8}", r"2\sqrt{2}")  # started
         began = time.monotonic()
         hostile = await asyncio.gather(
