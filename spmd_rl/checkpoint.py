@@ -119,7 +119,8 @@ class Checkpoints:
 
     def finish(self, state: State, engines: Engines) -> None:
         """Before the end: a run that stops early is saved, and nothing stays half written."""
-        if state.rollout < state.num_rollout and state.rollout != self.begun:
+        unsaved = state.rollout < state.num_rollout and state.rollout != self.begun
+        if unsaved and not self.cfg.debug.debug_rollout_only:
             with engines.asleep(), self.log.phase("save_model"):
                 self.save(state)
         self.commit(wait=True)

@@ -80,7 +80,7 @@ def print_plan(args: Args) -> None:
     if here is not None and here.rank:
         return
     table = describe(args.placement, args.cfg)
-    if args.cfg.placement.device == "cuda":
+    if args.cfg.placement.device == "cuda" and args.placement.train_ranks:
         table += f"\n{_memory(args)}"
     commented = table.replace("\n", "\n# ")
     print(f"{dump(args.cfg)}\n# {commented}", flush=True)

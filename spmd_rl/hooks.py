@@ -10,12 +10,13 @@ import asyncio
 import contextvars
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 MOST_THREADS = 64
 
+_loop: asyncio.AbstractEventLoop | None = None  # that calls them
 _threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="hook")
 
 
@@ -46,10 +47,19 @@ async def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The function's result, awaited or computed in a thread."""
     if is_async(function):
         return await function(*args, **kwargs)
-    loop = asyncio.get_running_loop()
+    global _loop
+    _loop = loop = asyncio.get_running_loop()
     context = contextvars.copy_context()  # what the function finds around it, as in a task
     result = await loop.run_in_executor(_threads, lambda: context.run(function, *args, **kwargs))
     return await result if inspect.isawaitable(result) else result
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    """For a plain user function: the result of asynchronous work, such as `generate`."""
+    if _loop is None:
+        work.close()
+        raise RuntimeError("hooks.run is for plain functions that the configuration names")
+    return asyncio.run_coroutine_threadsafe(work, _loop).result()
 
 
 def is_async(function: Callable[..., Any]) -> bool:

@@ -69,7 +69,8 @@ def lead(cfg: Config, worker: Worker, job: control.Job, run_dir: Path, started: 
     placement = worker.placement
     (run_dir / "config.yaml").write_text(dump(cfg))
     print(describe(placement, cfg), flush=True)
-    start = resume.find(cfg, run_dir)
+    alone = cfg.debug.debug_rollout_only
+    start = resume.Start("") if alone else resume.find(cfg, run_dir)
     memory = control.PeakMemory(job)
     workers = control.Workers(job, worker, timeout=cfg.placement.command_timeout)
     generates = needs_engines(cfg)
@@ -86,7 +87,7 @@ def lead(cfg: Config, worker: Worker, job: control.Job, run_dir: Path, started: 
     info = workers.build_trainer(steps, start.model, take)[0]
     job.forget_secret()
     resumed = f"; resumed from {Path(start.model).parent}" if start.state and start.model else ""
-    log.say(f"trainer: {info}{resumed}")
+    log.say(f"trainer: {info or 'none'}{resumed}")
 
     addresses, router, mends = None, None, cfg.rollout.use_fault_tolerance
     if generates:
@@ -96,7 +97,7 @@ def lead(cfg: Config, worker: Worker, job: control.Job, run_dir: Path, started: 
         addresses = EngineAddresses(urls, router.url, key)
         workers.connect(urls)
         collector.connect(addresses)
-    engines = Engines(cfg, addresses)
+    engines = Engines(cfg, None if alone else addresses)
     if router and mends:
         notices = control.Notices(job)
         engines.repairs = Repairs(cfg, engines, workers, router, collector, notices, log.say)

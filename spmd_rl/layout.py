@@ -62,7 +62,9 @@ def planned_world(cfg: Config, world: int | None = None) -> tuple[int, int]:
     """
     place, model = cfg.placement, _model_parallel(cfg)
     nodes, per_node = place.actor_num_nodes, place.actor_num_gpus_per_node
-    if _all_train(cfg):
+    if cfg.debug.debug_rollout_only:
+        planned = place.rollout_num_gpus or place.rollout_num_gpus_per_engine
+    elif _all_train(cfg):
         engine = place.rollout_num_gpus_per_engine if needs_engines(cfg) else 1
         planned = nodes * (per_node or math.lcm(model, engine))
     else:
@@ -96,7 +98,7 @@ def place(cfg: Config, world: int, ranks_per_node: int) -> Placement:
         pp=pp,
         cp=cp,
         ep=ep,
-        dp=train // (tp * pp * cp),
+        dp=max(train // (tp * pp * cp), 1),
     )
 
 
@@ -124,6 +126,9 @@ def misfits(cfg: Config, world: int, ranks_per_node: int) -> Iterator[Fault]:
     if world < 1 or ranks_per_node < 1 or world % ranks_per_node:
         text = f"{world} ranks cannot be {ranks_per_node} on every node: start as many on each node"
         yield Fault((), text)
+        return
+    if cfg.debug.debug_rollout_only:
+        yield from _engine_misfits(cfg, 0, world, ranks_per_node)
         return
     yield from _colocated(cfg, world) if _all_train(cfg) else _separate(cfg, world, ranks_per_node)
     train = _num_train(cfg, world, ranks_per_node)
@@ -227,6 +232,8 @@ def _engine_misfits(cfg: Config, train: int, world: int, ranks_per_node: int) ->
 
 def _num_train(cfg: Config, world: int, ranks_per_node: int) -> int:
     place = cfg.placement
+    if cfg.debug.debug_rollout_only:
+        return 0
     if _all_train(cfg):
         return world
     if place.actor_num_gpus_per_node is not None:
@@ -239,7 +246,7 @@ def _num_train(cfg: Config, world: int, ranks_per_node: int) -> int:
 def _rollout_range(cfg: Config, train: int, world: int) -> range:
     if not needs_engines(cfg):
         return range(0)
-    return range(world) if cfg.placement.colocate else range(train, world)
+    return range(world) if cfg.placement.colocate and train else range(train, world)
 
 
 def _engines(
@@ -273,7 +280,9 @@ def describe(placement: Placement, cfg: Config) -> str:
         f"placement: {_count(p.world, 'rank')} on {_count(p.world // per_node, 'node')}, {how}, "
         f"device {cfg.placement.device}",
         f"train:     {_count(len(p.train_ranks), 'rank')} = dp {p.dp} x tp {p.tp} x "
-        f"pp {p.pp} x cp {p.cp}" + (f" (ep {p.ep})" if p.ep > 1 else "") + f", {steps}",
+        f"pp {p.pp} x cp {p.cp}" + (f" (ep {p.ep})" if p.ep > 1 else "") + f", {steps}"
+        if p.train_ranks
+        else "train:     none",
         f"engines:   {len(p.engines)} of {_count(size, 'GPU')} each"
         if p.engines
         else "engines:   none",

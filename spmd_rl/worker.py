@@ -139,6 +139,12 @@ class Worker:
         return {"stats": stats, "failed": {index: str(why) for index, why in failed.items()}}
 
     @command
+    def count_push(self, version: int) -> None:
+        """The run whose rollouts are trained on again pushed here."""
+        if self.trains:
+            self.trainer.weights_pushed(version)
+
+    @command
     def begin_save(self, path: str) -> None:
         """Copy this rank's share of a checkpoint and start to write it."""
         if self.trains:

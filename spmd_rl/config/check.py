@@ -10,14 +10,11 @@ import difflib
 import re
 from collections.abc import Iterator
 
-from spmd_rl.config import critic, deterministic, distillation, evaluation
+from spmd_rl.config import critic, debug, deterministic, distillation, evaluation
 from spmd_rl.config.errors import Fault
 from spmd_rl.config.schema import Config
 
-RM_TYPES = (
-    *("math", "deepscaler", "dapo", "f1", "gpqa", "ifbench", "format", "code"),
-    *("random", "remote_rm"),
-)
+RM_TYPES = ("math", "deepscaler", "dapo", "f1", "gpqa", "code", "random", "remote_rm")
 GROUP_ESTIMATORS = ("grpo", "gspo", "cispo", "rloo", "reinforce_plus_plus_baseline")
 
 
@@ -30,6 +27,7 @@ def check(cfg: Config) -> Iterator[Fault]:
     yield from _names(cfg)
     yield from deterministic.check(cfg)
     yield from critic.check(cfg)
+    yield from debug.check(cfg)
     yield from distillation.check(cfg)
     if cfg.algo.loss_type != "sft_loss":
         yield from _reward(cfg)

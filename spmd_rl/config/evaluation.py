@@ -66,6 +66,8 @@ class _File(Section):
 
 def evaluates(cfg: Config) -> bool:
     """Whether anything is evaluated in this run."""
+    if cfg.debug.debug_train_only:
+        return False
     return bool(cfg.eval.eval_interval and (cfg.eval.eval_prompt_data or cfg.eval.eval_config))
 
 

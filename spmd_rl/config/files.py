@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spmd_rl import architecture, layout
-from spmd_rl.config import critic, distillation, evaluation, hooks, parallel, routing
+from spmd_rl.config import critic, debug, distillation, evaluation, hooks, parallel, routing
 from spmd_rl.config.errors import Fault
 from spmd_rl.config.schema import Config
 from spmd_rl.data.paths import split_slice
@@ -38,6 +38,7 @@ def check(cfg: Config) -> Iterator[Fault]:
     yield from critic.check_files(cfg)
     yield from _data(cfg)
     yield from hooks.check(cfg)
+    yield from debug.check_files(cfg)
 
 
 def _models(cfg: Config) -> Iterator[Fault]:
@@ -150,7 +151,9 @@ def _data(cfg: Config) -> Iterator[Fault]:
         row = yield from _first_row("data.prompt_data", data.prompt_data, columns)
         if row is not None:
             yield from _reward(cfg, row)
-    elif cfg.rollout.num_rollout != 0:
+    elif cfg.rollout.num_rollout != 0 and not (
+        data.data_source_path or cfg.debug.load_debug_rollout_data
+    ):
         yield Fault(
             ("data.prompt_data",),
             "data.prompt_data is missing: give a .jsonl or .parquet file of prompts",
@@ -185,7 +188,8 @@ def _reward(cfg: Config, row: dict[str, Any]) -> Iterator[Fault]:
     reward = cfg.reward
     if cfg.algo.loss_type == "sft_loss" or cfg.debug.debug_train_only or cfg.algo.use_opd:
         return
-    says = (reward.rm_type, reward.custom_rm_path, cfg.rollout.custom_generate_function_path)
+    made = (cfg.rollout.custom_generate_function_path, cfg.rollout.rollout_function_path)
+    says = (reward.rm_type, reward.custom_rm_path, *made)
     if not any(says) and "rm_type" not in str(row.get(cfg.data.metadata_key, "")):
         yield Fault(
             ("reward.rm_type", "reward.custom_rm_path"),

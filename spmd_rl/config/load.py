@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from spmd_rl import layout
-from spmd_rl.config import check, files, names, source, upstream
+from spmd_rl.config import check, debug, files, names, source, upstream
 from spmd_rl.config.errors import ConfigError, Fault
 from spmd_rl.config.schema import PASS_THROUGH, SECTIONS, Config
 from spmd_rl.types import Placement
@@ -73,6 +73,7 @@ def fill(cfg: Config, name: str) -> None:
         if getattr(place, switch) is None:
             both = place.colocate if place.offload is None else place.offload
             setattr(place, switch, both)
+    debug.fill(cfg)
     if cfg.logging.name is None:
         cfg.logging.name = name
     if not cfg.megatron.get("fp16"):

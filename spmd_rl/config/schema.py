@@ -72,6 +72,7 @@ class DataConfig(Section):
     rollout_max_prompt_len: int | None = Field(default=None, ge=1)
     # an unreadable row: end with its file and line, or warn and go on
     on_bad_line: Literal["stop", "skip"] = "stop"
+    data_source_path: str | None = None  # class in place of our prompts and buffer
 
 
 class RolloutConfig(Section):
@@ -119,6 +120,19 @@ class RolloutConfig(Section):
     buffer_filter_path: str | None = None  # function that picks kept groups; None: the oldest
     # function that generates a sample, in place of ours
     custom_generate_function_path: str | None = None
+    # function that makes a whole rollout, in place of ours
+    rollout_function_path: str | None = None
+    # function, or list of them, that sees each sample before its reward
+    rollout_sample_hook_path: str | list[str] | None = None
+    rollout_sample_filter_path: str | None = None  # function that marks samples not to train on
+    # function that sees the rollout's groups, those that were dropped too
+    rollout_all_samples_process_path: str | None = None
+    # function that makes what the trainer gets of the samples
+    custom_convert_samples_to_train_data_path: str | None = None
+    # function that changes what a train rank got, after advantages are known
+    rollout_data_postprocess_path: str | None = None
+    # function that logs a rollout; when it returns true, ours are left out
+    custom_rollout_log_function_path: str | None = None
 
 
 class RewardConfig(Section):
@@ -157,6 +171,9 @@ class EvalConfig(Section):
     eval_max_context_len: int | None = Field(default=None, ge=2)
     eval_reward_key: str | None = None  # None: reward_key
     log_passrate: bool = False  # report pass@k too
+    eval_function_path: str | None = None  # function that evaluates; None: rollout_function_path
+    # function that logs an evaluation; when it returns true, ours are left out
+    custom_eval_rollout_log_function_path: str | None = None
 
 
 class AlgoConfig(Section):
@@ -315,8 +332,17 @@ class DebugConfig(Section):
     check_weight_update_equal: bool = False
     ci_test: bool = False  # assert slime's CI gates (first-step KL and ratio, log-prob gap)
     debug_train_only: bool = False  # start no engines
-    # file for each rollout's samples, as dump/{rollout_id}.pt (torch.save; else JSON)
+    debug_rollout_only: bool = False  # build no trainer: engines generate from hf_checkpoint
+    # file for each rollout's samples, as dump/{rollout_id}.pt (torch.save; else JSON); evaluations
+    # are eval_{rollout_id} there
     save_debug_rollout_data: str | None = None
+    # such files to train on, as they were saved; starts no engines
+    load_debug_rollout_data: str | None = None
+    # share of each file's samples to take: half of it from the start, half from the end
+    load_debug_rollout_data_subsample: float | None = Field(default=None, gt=0, le=1)
+    # file for what each rank trained on, as train/{rollout_id}_{rank}.pt
+    save_debug_train_data: str | None = None
+    dump_details: str | None = None  # folder for both of these, where they are not given
     update_weight_buffer_size: int = Field(default=512 * 1024**2, ge=1)  # bytes of one push bucket
 
 

@@ -31,7 +31,22 @@ class Buffer:
     def __len__(self) -> int:
         return len(self.source)
 
-    def draw(self, count: int) -> list[Group]:
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about the data."""
+        return self.source.prompts.notes
+
+    @property
+    def given(self) -> Buffer:
+        """What the user's functions get as `data_source`."""
+        return self
+
+    @property
+    def buffered(self) -> int:
+        """Groups that wait to be gone on with."""
+        return len(self.groups)
+
+    def get_samples(self, count: int) -> list[Group]:
         """`count` groups: those that were begun, as far as the filter lets them, then new ones."""
         known = {id(group): group for group in self.groups}
         taken = self._pick(self.cfg, None, self.groups, count) if self.groups else []
@@ -43,16 +58,21 @@ class Buffer:
         self.resumed += len(taken)
         return taken + self.source.draw(count - len(taken))
 
+    def add_samples(self, groups: list[Group]) -> None:
+        """Groups that are drawn before any prompt."""
+        self.groups += groups
+
     def rest(self, groups: list[Group], rollout: int) -> None:
         """Keep what `rollout` began and did not finish."""
-        for sample in (sample for group in groups for sample in group):
-            if sample.response_length:
-                sample.metadata.setdefault("start_rollout_id", rollout)
-        self.groups += groups
+        mark_begun(groups, rollout)
+        self.add_samples(groups)
         self.resumed = 0
 
-    def state(self) -> dict[str, Any]:
-        """Raises ValueError for a sample that JSON cannot hold: user code may have made it."""
+    def state(self, rollout: int = 0) -> dict[str, Any]:
+        """Where the source stands after that rollout.
+
+        Raises ValueError for a sample that JSON cannot hold: user code may have made it.
+        """
         if not self.groups:
             return self.source.state()
         try:
@@ -71,6 +91,13 @@ class Buffer:
         self.source.load_state(state)
         self.resumed = 0
         self.groups = [list(map(Sample.from_dict, group)) for group in state.get(KEY, ())]
+
+
+def mark_begun(groups: list[Group], rollout: int) -> None:
+    """Note in which rollout a sample got its first token."""
+    for sample in (sample for group in groups for sample in group):
+        if sample.response_length:
+            sample.metadata.setdefault("start_rollout_id", rollout)
 
 
 def pop_first(

@@ -6,6 +6,7 @@ loaded once; sample seeds depend on the place in the data set, so evaluations of
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from itertools import chain
 from math import prod
 from typing import Any
@@ -22,7 +23,9 @@ from spmd_rl.rollout.columns import reward_of
 from spmd_rl.rollout.generate import Generator, sampling_params, use
 from spmd_rl.rollout.stats import mean, sample_metrics
 from spmd_rl.tasks import together
-from spmd_rl.types import Group
+from spmd_rl.types import Group, Status
+
+See = Callable[[Group], Awaitable[Group]]
 
 
 class Evaluation:
@@ -48,22 +51,20 @@ class Evaluation:
     def notes(self) -> list[str]:
         return self.prompts.notes
 
-    async def run(self, generator: Generator, scorer: Scorer) -> dict[str, float]:
-        """Sample every prompt and judge the answers; metrics."""
+    async def run(self, generator: Generator, scorer: Scorer, see: See) -> dict[str, Any]:
+        """Sample every prompt and judge the answers; see `evaluate`."""
         use(generator := generator.for_evaluation(self.generate, self.own.max_context_len))
-        answered = await self._answered(generator, scorer)
-        key, name = self.own.reward_key, self.own.name
-        rewards = [mean([reward_of(item, key) for item in made]) for made in answered]
-        seen = sample_metrics(list(chain.from_iterable(answered)))
-        metrics = {f"eval/{name}": mean(rewards)}
-        metrics[f"eval/{name}-truncated_ratio"] = seen.pop("truncated_ratio")
-        metrics |= {f"eval/{name}/{what}": value for what, value in seen.items()}
-        if self.cfg.eval.log_passrate:
-            passed = pass_at_k(np.reshape(rewards, (-1, self._samples)))
-            metrics |= {f"eval/{name}-pass@{k}": value for k, value in passed.items()}
-        return metrics
+        answered = await self._answered(generator, scorer, see)
+        key = self.own.reward_key
+        samples = list(chain.from_iterable(answered))
+        return {
+            "rewards": [mean([reward_of(item, key) for item in made]) for made in answered],
+            "truncated": [sample.status is Status.TRUNCATED for sample in samples],
+            "samples": samples,
+            "n_samples_per_prompt": self._samples,
+        }
 
-    async def _answered(self, generator: Generator, scorer: Scorer) -> list[Group]:
+    async def _answered(self, generator: Generator, scorer: Scorer, see: See) -> list[Group]:
         """What became of each sample."""
         source = PromptSource(self.prompts, self._samples, shuffle=False, seed=0)
         sampling = eval_sampling(self.cfg, self.own)
@@ -73,6 +74,7 @@ class Evaluation:
             for sample in some:
                 sample.metadata |= self.metadata
             made = await generator.portion(some, sampling, evaluation=True)
+            made = [await see(parts) for parts in made]
             finished = chain.from_iterable(made)
             await together(scorer.judge(item, reward) for item in finished)
             return made
@@ -106,11 +108,34 @@ def load(cfg: Config, template: Template) -> list[Evaluation]:
 
 
 async def evaluate(
-    evaluations: list[Evaluation], generator: Generator, scorer: Scorer
-) -> dict[str, float]:
-    """The metrics of all data sets; they are sampled at the same time."""
-    results = await together(part.run(generator, scorer) for part in evaluations)
-    return dict(chain.from_iterable(result.items() for result in results))
+    evaluations: list[Evaluation], generator: Generator, scorer: Scorer, see: See
+) -> dict[str, dict[str, Any]]:
+    """Of each data set `rewards`, `truncated`, `samples` and `n_samples_per_prompt`, in the order
+    of its prompts; all sets are sampled at the same time. `see` looks at samples before rewards do.
+    """
+    found = await together(part.run(generator, scorer, see) for part in evaluations)
+    return {part.own.name: data for part, data in zip(evaluations, found, strict=True)}
+
+
+def metrics(cfg: Config, data: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """slime's numbers of an evaluation's data sets; a user's function may leave out all but
+    rewards.
+    """
+    found: dict[str, float] = {}
+    for name, of in data.items():
+        rewards = [float(reward) for reward in of["rewards"]]
+        found[f"eval/{name}"] = mean(rewards)
+        if of.get("truncated") is not None:
+            found[f"eval/{name}-truncated_ratio"] = mean(of["truncated"])
+        if of.get("samples"):
+            seen = sample_metrics(of["samples"])
+            del seen["truncated_ratio"]
+            found |= {f"eval/{name}/{what}": value for what, value in seen.items()}
+        n = of.get("n_samples_per_prompt") or cfg.eval.n_samples_per_eval_prompt
+        if cfg.eval.log_passrate and len(rewards) % n == 0:
+            passed = pass_at_k(np.reshape(rewards, (-1, n)))
+            found |= {f"eval/{name}-pass@{k}": value for k, value in passed.items()}
+    return found
 
 
 def pass_at_k(rewards: np.ndarray) -> dict[int, float]:

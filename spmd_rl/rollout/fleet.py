@@ -37,6 +37,7 @@ class Engines:
         self.sleeps = bool(cfg.placement.offload_rollout)
         self.admins = admins(addresses.urls, addresses.key) if addresses else []
         self.pool = ThreadPoolExecutor(max(1, len(self.admins)), thread_name_prefix="engines")
+        self.replays = bool(cfg.debug.load_debug_rollout_data)
         self.version = 0  # the last that was pushed
         self.repairs: Repairs | None = None
 
@@ -54,6 +55,8 @@ class Engines:
     def push(self, workers: Any, version: int) -> dict[str, float]:
         """Give every engine the trainer's weights as `version` and wake it. Returns timings."""
         if not self.admins:
+            if self.replays:
+                workers.count_push(version)
             return {}
         self.version = version
         stats = self.fill(workers, self._sound())

@@ -22,15 +22,13 @@ REPEATS_ABOVE = 10  # times they may be compressed
 
 
 def rollout_metrics(
-    result: Round, raw: np.ndarray, cfg: Config, counts: Counts, seconds: float, engines: int
+    groups: list[Group], raw: np.ndarray, cfg: Config, counts: Counts, seconds: float, engines: int
 ) -> dict[str, float]:
-    samples = in_order(result.groups)
+    samples = in_order(groups)
     metrics = {f"rollout/{name}": value for name, value in sample_metrics(samples).items()}
     metrics["rollout/raw_reward"] = float(np.mean(raw))
-    for reward, count in zero_std(result.groups, cfg.reward.reward_key).items():
+    for reward, count in zero_std(groups, cfg.reward.reward_key).items():
         metrics[f"rollout/zero_std/count_{reward}"] = count
-    for reason, count in result.dropped.items():
-        metrics[f"rollout/dynamic_filter/drop_{reason}"] = count
     if counts.prompt_tokens:
         metrics["rollout/prefix_cache_hit_rate"] = counts.cached_tokens / counts.prompt_tokens
         metrics["rollout/avg_cached_tokens_per_sample"] = counts.cached_tokens / len(samples)
@@ -38,21 +36,27 @@ def rollout_metrics(
     return metrics | speed_metrics(samples, seconds, gpus)
 
 
-def partial_metrics(
-    result: Round, batch: Batch, version: int, resumed: int, buffered: int
-) -> dict[str, float]:
+def dropped_metrics(result: Round) -> dict[str, float]:
+    return {f"rollout/dynamic_filter/drop_{why}": count for why, count in result.dropped.items()}
+
+
+def partial_metrics(result: Round, resumed: int, buffered: int) -> dict[str, float]:
     """What went into and came out of the buffer. Groups add up: launched are those accepted,
     dropped and kept.
     """
-    versions = batch.weight_versions
-    old = 0.0 if versions is None else mean(versions < version)
     return {
         "rollout/partial/launched_groups": result.launched,
         "rollout/partial/resumed_groups": resumed,
         "rollout/partial/kept_groups": len(result.kept),
         "rollout/partial/buffer_groups": buffered,
-        "rollout/partial/offpolicy_token_frac": old,
     }
+
+
+def offpolicy_share(batch: Batch, version: int) -> dict[str, float]:
+    """Of the response tokens, how many older weights sampled."""
+    versions = batch.weight_versions
+    old = 0.0 if versions is None else mean(versions < version)
+    return {"rollout/partial/offpolicy_token_frac": old}
 
 
 def sample_metrics(samples: Sequence[Sample]) -> dict[str, float]:

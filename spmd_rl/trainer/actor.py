@@ -26,6 +26,8 @@ from spmd_rl.trainer import (
     correction,
     cpu_compat,
     critic,
+    custom,
+    dump,
     loss,
     mismatch,
     parallel,
@@ -119,9 +121,9 @@ class Trainer:
                 self._log_probs(data, timers)
             if self.critic is not None:
                 with self._critics_turn():
-                    steps.append(self._train_critic(self.critic, data, timers))
-            elif algo.loss_type != "sft_loss":
-                self._advantages(data)
+                    steps.append(self._train_critic(self.critic, data, timers, rollout))
+            else:
+                self._advantages(data, rollout)
             if learns:
                 with timers.phase("actor_train"), self.replay.following():
                     steps.append(self.actor.steps(data.steps(), partial(self._loss_of, data)))
@@ -129,6 +131,7 @@ class Trainer:
         interval = algo.ref_update_interval
         if self.reference is not None and interval and (rollout + 1) % interval == 0:
             self.reference.take()
+        dump.save(self.cfg, rollout, self.rank, data)
         self.data = None
         return metrics
 
@@ -148,17 +151,23 @@ class Trainer:
         if algo.use_rollout_logprobs:
             data.old_log_probs = data.rollout_log_probs
 
-    def _advantages(self, data: RolloutData) -> None:
+    def _advantages(self, data: RolloutData, rollout: int) -> None:
+        """Those of the rollout, and the user's last look at it."""
         if self.groups.last_stage:
-            advantage.set_advantages(data, self.cfg, self.groups, self.loss.hooks)
-            if self.cfg.algo.use_tis and self.cfg.algo.tis_batch_normalize:
+            learns_rewards = self.cfg.algo.loss_type != "sft_loss"
+            if learns_rewards:
+                advantage.set_advantages(data, self.cfg, self.groups, self.loss.hooks)
+            custom.postprocess(self.loss.hooks, self.cfg, rollout, data)
+            if learns_rewards and self.cfg.algo.use_tis and self.cfg.algo.tis_batch_normalize:
                 data.mean_weight = correction.mean_weight(self.cfg, data, self.groups)
 
-    def _train_critic(self, learner: Learner, data: RolloutData, timers: report.Timers) -> Steps:
+    def _train_critic(
+        self, learner: Learner, data: RolloutData, timers: report.Timers, rollout: int
+    ) -> Steps:
         """Values of the rollout, advantages from them, and the critic's steps."""
         with timers.phase("values"):
             (data.values,) = learner.passes.forward(data)
-        self._advantages(data)
+        self._advantages(data, rollout)
         with timers.phase("critic_train"):
             return learner.steps(data.steps(), partial(critic.value_loss, self.cfg, data))
 

@@ -95,6 +95,8 @@ def needs_log_probs(cfg: Config, num_steps: int) -> bool:
     algo = cfg.algo
     if algo.keep_old_actor or algo.custom_advantage_function_path:
         return True
+    if cfg.rollout.rollout_data_postprocess_path:
+        return True
     if algo.use_opd and not algo.use_rollout_logprobs:
         return True
     if algo.use_routing_replay and not algo.use_rollout_routing_replay:

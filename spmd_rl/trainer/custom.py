@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spmd_rl import hooks as functions
 from spmd_rl.algo.aggregate import weighted_sum
-from spmd_rl.config.schema import AlgoConfig, Config
+from spmd_rl.config.schema import Config
 from spmd_rl.trainer.data import Piece, RolloutData
 
 if TYPE_CHECKING:
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 class Hooks:
     """The functions that the configuration names; None where it names none."""
 
-    def __init__(self, algo: AlgoConfig):
+    def __init__(self, cfg: Config):
+        algo = cfg.algo
         self.advantage = functions.optional(algo.custom_advantage_function_path)
         self.loss = functions.optional(algo.custom_loss_function_path)
         self.reducer = functions.optional(algo.custom_pg_loss_reducer_function_path)
         self.tis = functions.optional(algo.custom_tis_function_path)
+        self.postprocess = functions.optional(cfg.rollout.rollout_data_postprocess_path)
 
 
 def correction(
@@ -105,7 +107,7 @@ def loss(
             None if data.rollout_log_probs is None else data.rollout_log_probs[rows]
         ),
         "advantages": data.advantages[rows],
-        "returns": (data.advantages if data.returns is None else data.returns)[rows],
+        "returns": _returns(data)[rows],
         "values": None if data.values is None else data.values[rows],
         "loss_masks": data.mask[rows],
     }
@@ -128,18 +130,7 @@ def loss(
 def advantages(hooks: Hooks, cfg: Config, data: RolloutData, kl: Tensor) -> tuple[Tensor, Tensor]:
     """`custom_advantage_function_path`: (advantages [R], returns [R]) of this rank's samples."""
     lengths = data.response_lengths.tolist()
-    columns = {
-        "log_probs": data.log_probs,
-        "ref_log_probs": data.ref_log_probs,
-        "rollout_log_probs": data.rollout_log_probs,
-        "values": data.values,
-        "loss_masks": data.mask,
-        "kl": kl,
-    }
-    rollout: dict[str, Any] = {
-        name: list(values.split(lengths)) for name, values in columns.items() if values is not None
-    }
-    rollout |= _samples(data, list(range(len(lengths))))
+    rollout = by_sample(data) | {"kl": list(kl.split(lengths))}
     assert hooks.advantage is not None
     hooks.advantage(cfg, rollout)
     key = "algo.custom_advantage_function_path"
@@ -148,6 +139,60 @@ def advantages(hooks: Hooks, cfg: Config, data: RolloutData, kl: Tensor) -> tupl
     found = _joined(rollout["advantages"], lengths, f"{key}: advantages")
     returns = _joined(rollout.get("returns", rollout["advantages"]), lengths, f"{key}: returns")
     return found.detach().float(), returns.detach().float()
+
+
+def postprocess(hooks: Hooks, cfg: Config, rollout: int, data: RolloutData) -> None:
+    """`rollout_data_postprocess_path`: what it leaves in its dict is trained on. Tokens that it
+    masks leave every sum; denominators stay.
+    """
+    if hooks.postprocess is None:
+        return
+    key, lengths = "rollout.rollout_data_postprocess_path", data.response_lengths.tolist()
+    given = by_sample(data, advantages=True)
+    hooks.postprocess(cfg, rollout, given)
+    for name, column in CHANGEABLE.items():
+        if name in given and getattr(data, column) is not None:
+            values = _joined(given[name], lengths, f"{key}: {name}")
+            setattr(data, column, values.detach().to(getattr(data, column)))
+    kept = _joined(given["loss_masks"], lengths, f"{key}: loss_masks").to(data.mask)
+    data.mask, data.weights = data.mask * kept, data.weights * kept
+
+
+CHANGEABLE = {  # columns of a post-process that are taken back, and their names here
+    "advantages": "advantages",
+    "returns": "returns",
+    "log_probs": "old_log_probs",
+    "ref_log_probs": "ref_log_probs",
+    "rollout_log_probs": "rollout_log_probs",
+}
+
+
+def by_sample(data: RolloutData, advantages: bool = False) -> dict[str, Any]:
+    """All samples of this rank under slime's names: lists of one tensor a response, and of
+    numbers. What was not computed is left out; `advantages` are asked for once they are known.
+    """
+    lengths = data.response_lengths.tolist()
+    computed = data.log_probs if data.known.any() else None
+    columns = {
+        "log_probs": computed if data.old_log_probs is None else data.old_log_probs,
+        "ref_log_probs": data.ref_log_probs,
+        "rollout_log_probs": data.rollout_log_probs,
+        "teacher_log_probs": data.teacher_log_probs,
+        "values": data.values,
+        "loss_masks": data.mask,
+        "advantages": data.advantages if advantages else None,
+        "returns": _returns(data) if advantages else None,
+    }
+    found: dict[str, Any] = {  # copies: a function may write into them
+        name: list(values.clone().split(lengths))
+        for name, values in columns.items()
+        if values is not None
+    }
+    return found | _samples(data, list(range(len(lengths))))
+
+
+def _returns(data: RolloutData) -> Tensor:
+    return data.advantages if data.returns is None else data.returns
 
 
 def _samples(data: RolloutData, samples: list[int]) -> dict[str, Any]:

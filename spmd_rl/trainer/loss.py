@@ -36,7 +36,7 @@ class Loss:
 
     def __init__(self, cfg: Config):
         self.cfg = cfg
-        self.hooks = custom.Hooks(cfg.algo)
+        self.hooks = custom.Hooks(cfg)
         kinds = {"policy_loss": self.policy, "sft_loss": self.sft, "custom_loss": self.custom}
         self.kind = kinds[cfg.algo.loss_type]
 

@@ -13,6 +13,8 @@ from spmd_rl.config.schema import SECTIONS
 from spmd_rl.config.slime_flags import ALIASES, ELSEWHERE, MEGATRON_SCRIPT, UNSUPPORTED
 from tests.config.inputs import CONFIG, good, make_model, make_rows, write
 
+HOOKS = "tests.rollout.user_hooks"
+
 
 def loaded(tmp_path: Path, *overrides: str, **changes: dict):
     return load(write(tmp_path, good(tmp_path), **changes), list(overrides), 1, 1)[0]
@@ -63,11 +65,11 @@ def test_the_later_override_wins(tmp_path: Path):
 def test_spellings_of_slime_documents(tmp_path: Path):
     values = good(tmp_path)
     values["data"]["prompt-key"] = values["data"].pop("input_key")
-    values["reward"] = {"reward_fn_path": "json.loads"}
-    cfg, _ = load(write(tmp_path, values), ["rollout_generate_func_path=json:loads"], 1, 1)
+    values["reward"] = {"reward_fn_path": f"{HOOKS}.plain_reward"}
+    cfg, _ = load(write(tmp_path, values), [f"rollout_generate_func_path={HOOKS}:two_turns"], 1, 1)
     assert cfg.data.input_key == "question"
-    assert cfg.reward.custom_rm_path == "json.loads"
-    assert cfg.rollout.custom_generate_function_path == "json:loads"
+    assert cfg.reward.custom_rm_path == f"{HOOKS}.plain_reward"
+    assert cfg.rollout.custom_generate_function_path == f"{HOOKS}:two_turns"
 
 
 def test_the_budget_is_filled_from_either_side(tmp_path: Path):
@@ -304,3 +306,38 @@ def test_files_that_are_no_configuration(text: str, part: str, tmp_path: Path):
 def test_a_file_that_is_not_there(tmp_path: Path):
     with pytest.raises(ConfigError, match="cannot be read"):
         load(tmp_path / "x.yaml", [], 1, 1)
+
+
+UNFIT = {  # what stands there -> what is said
+    "rollout.rollout_function_path=half_rollot": "defines no half_rollot: correct the name",
+    "rollout.rollout_function_path=all_groups": "all_groups(args, rollout_id, data_source, *, ev",
+    "rollout.rollout_sample_hook_path=plain_reward": "is called as plain_reward(args, sample, *, ",
+    "rollout.rollout_sample_filter_path=all_groups": "takes other arguments: mend it",
+    "eval.custom_eval_rollout_log_function_path=log_all": "(rollout_id, args, data, extra)",
+    "data.data_source_path=half_rollout": "is no class with __len__, get_samples",
+}
+FIT = (
+    "rollout.rollout_function_path=half_rollout",
+    "reward.custom_rm_path=plain_reward",
+    "reward.custom_rm_path=current",  # imported there: nobody can say
+    "data.data_source_path=Numbers",
+    "data.data_source_path=ShortSource",
+)
+
+
+@pytest.mark.parametrize("given", UNFIT)
+def test_a_function_that_does_not_fit_is_refused(tmp_path: Path, given: str):
+    key, name = given.split("=")
+    found = fault(tmp_path, f"{key}={HOOKS}:{name}")
+    assert key in found and UNFIT[given] in found
+
+
+@pytest.mark.parametrize("given", FIT)
+def test_a_function_that_fits_is_taken(tmp_path: Path, given: str):
+    loaded(tmp_path, given.replace("=", f"={HOOKS}:"))
+
+
+def test_several_sample_hooks(tmp_path: Path):
+    key = "rollout.rollout_sample_hook_path"
+    loaded(tmp_path, f"{key}=[{HOOKS}.first_hook, {HOOKS}:second_hook]")
+    assert "defines no third_hook" in fault(tmp_path, f"{key}=[{HOOKS}.third_hook]")

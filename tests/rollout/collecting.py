@@ -56,13 +56,18 @@ def collecting(cfg: Config, folder: Path, addresses: Any = None) -> Iterator[Col
         collector.close()
 
 
-def in_this_process(cfg: Config, addresses: Any, evaluation: bool = False) -> Any:
-    """One rollout (or evaluation) without the second that a process takes to start."""
+def in_this_process(
+    cfg: Config, addresses: Any, evaluation: bool = False, state: dict[str, Any] | None = None
+) -> Any:
+    """One rollout (or evaluation) without the second that a process takes to start; `state`: where
+    the data stands before."""
 
     async def serve() -> Any:
         service = Service(cfg)
         await service.connect(addresses)
         try:
+            if state:
+                await service.load_state(state)
             if evaluation:
                 return await service.evaluate(0)
             return Rollout(*await service.collect(0, 1))

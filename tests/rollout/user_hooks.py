@@ -5,9 +5,12 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
+from spmd_rl.hooks import run
 from spmd_rl.rollout.filters import DynamicFilterOutput
 from spmd_rl.rollout.generate import current, generate, keep_experts
+from spmd_rl.rollout.user import RolloutFnTrainOutput, generate_rollout
 from spmd_rl.types import Sample, Status
 
 
@@ -142,3 +145,147 @@ async def noted(args, sample, sampling_params):
     """Generates only what the evaluation's settings reached."""
     assert sample.metadata["note"] == "seen"
     return await generate(args, sample, sampling_params)
+
+
+# What the functions below saw, for a test that runs them in its own process.
+SEEN: dict[str, list] = {}
+
+
+def _saw(name, value):
+    SEEN.setdefault(name, []).append(value)
+
+
+async def first_hook(args, sample, *, rollout_id=None, evaluation=False):
+    """Sees a sample without a reward, and changes what the reward judges."""
+    assert sample.reward is None
+    sample.response += f" seen in {'evaluation' if evaluation else 'rollout'} {rollout_id}"
+
+
+def second_hook(args, sample, *, rollout_id=None, evaluation=False):
+    sample.response += " twice"
+    return sample
+
+
+def reward_of_hooked(args, sample):
+    _saw("responses", sample.response)
+    return float(sample.index % 2)
+
+
+def remove_odd(args, groups):
+    for group in groups:
+        for sample in group:
+            sample.remove_sample = bool(sample.index % 2)
+
+
+def all_groups(args, all_groups, data_source):
+    _saw("all_groups", [group[0].group_index for group in all_groups])
+    _saw("data_source", len(data_source))
+
+
+def convert(args, samples):
+    """Every sample trains on its last two tokens."""
+    return {
+        "tokens": [sample.tokens for sample in samples],
+        "response_lengths": [2] * len(samples),
+        "rewards": [sample.reward - 0.25 for sample in samples],
+        "raw_reward": [sample.reward for sample in samples],
+        "truncated": [0] * len(samples),
+        "rollout_log_probs": [sample.rollout_log_probs[-2:] for sample in samples],
+        "sample_indices": [sample.index for sample in samples],
+    }
+
+
+def convert_wrong(args, samples):
+    return {"tokens": [], "response_lengths": [], "rewards": [], "colour": []}
+
+
+def log_more(rollout_id, args, samples, extra, time):
+    extra["rollout/mine"] = rollout_id + len(samples)
+
+
+def log_all(rollout_id, args, samples, extra, time):
+    assert time > 0
+    extra["rollout/mine"] = rollout_id + len(samples)
+    return True
+
+
+def log_eval(rollout_id, args, data, extra):
+    extra["eval/mine"] = sum(data["aime"]["rewards"]) + len(data["aime"]["samples"])
+    return True
+
+
+async def half_rollout(args, rollout_id, data_source, evaluation=False):
+    """Its own way of drawing and generating; evaluations are ours."""
+    if evaluation:
+        return await generate_rollout(args, rollout_id, data_source, evaluation)
+    groups = data_source.get_samples(args.rollout_batch_size)
+    for group in groups:
+        for sample in group:
+            await generate(args, sample, {"max_new_tokens": 3})
+            sample.reward = float(sample.index)
+    return RolloutFnTrainOutput(groups, {"rollout/by_hand": 1.0})
+
+
+def plain_rollout(args, rollout_id, data_source, evaluation=False):
+    """A plain function, and slime's older way to return groups alone."""
+    if evaluation:
+        return {"mine": {"rewards": [1.0, 0.0, 0.0, 0.0]}}
+    made = run(generate_rollout(args, rollout_id, data_source))
+    for group in made.samples:
+        for sample in group:
+            sample.reward = 7.0
+    return made.samples
+
+
+def no_rollout(args, rollout_id, data_source, evaluation=False):
+    return ["text"]
+
+
+class Counting:
+    """A data source that needs no file."""
+
+    def __init__(self, args):
+        self.args, self.next, self.given_back = args, 0, []
+
+    def __len__(self):
+        return 1000
+
+    def get_samples(self, num_samples):
+        groups = []
+        for _ in range(num_samples):
+            n, self.next = self.args.n_samples_per_prompt, self.next + 1
+            first = (self.next - 1) * n
+            text = f"What is {self.next}?"
+            groups.append([Sample(self.next - 1, first + i, text) for i in range(n)])
+        return groups
+
+    def add_samples(self, groups):
+        self.given_back += groups
+
+
+class Numbers(Counting):
+    """Its state is the next number."""
+
+    def state(self):
+        return {"next": self.next}
+
+    def load_state(self, state):
+        self.next = state["next"]
+
+
+class SlimeNumbers(Counting):
+    """As slime's classes keep their state: in files below args.save."""
+
+    def save(self, rollout_id):
+        path = Path(self.args.save, f"rollout/global_dataset_state_dict_{rollout_id}.pt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(self.next))
+
+    def load(self, rollout_id=None):
+        path = Path(self.args.load, f"rollout/global_dataset_state_dict_{rollout_id}.pt")
+        self.next = int(path.read_text())
+
+
+class ShortSource(Counting):
+    def get_samples(self, num_samples):
+        return super().get_samples(num_samples - 1)

@@ -55,6 +55,7 @@ USER_CASES: dict[str, dict] = {
         "custom_tis_function_path": f"{USER}.halving_tis",
     },
     "metrics": {"get_mismatch_metrics": True},
+    "postprocess": {},
     "nothing": {},
 }
 WRONG: dict[str, dict] = {
@@ -65,6 +66,7 @@ WRONG: dict[str, dict] = {
         "custom_loss_function_path": f"{USER}:scalar_loss",
     },
     "wrong_tis": {"use_tis": True, "custom_tis_function_path": f"{USER}:wrong_tis"},
+    "wrong_postprocess": {},
     "frozen": {},
 }
 
@@ -133,6 +135,8 @@ def rank_user_cases(ranks: Ranks, model: str, folder: str) -> None:
         if name == "frozen":
             train["freeze_params_name_list"] = ["no_such_layer"]
         trainer.cfg = config(model, algo=algo, train=train)
+        if name.endswith("postprocess"):
+            trainer.cfg.rollout.rollout_data_postprocess_path = f"{USER}.{name}"
         try:
             if name == "frozen":
                 ranks.trainer(trainer.cfg)
@@ -180,6 +184,19 @@ def test_an_advantage_function(results):
     assert half["train/loss"] == pytest.approx([whole["train/loss"][0] / 2])
 
 
+def test_a_look_at_what_is_trained_on(results):
+    """Advantages are doubled and every second token masked; denominators stay."""
+    found, plain = results["user_postprocess"], results["user_nothing"]
+    batch = ragged_batch(siblings=False)
+    starts = batch.response_lengths.cumsum() - batch.response_lengths
+    want = 0.0
+    for start, size, reward in zip(starts, batch.response_lengths, batch.rewards, strict=True):
+        mask = batch.loss_mask[start : start + size]
+        want -= 2 * reward * mask[::2].sum() / max(mask.sum(), 1) / 12
+    assert found["train/pg_loss"][0] == pytest.approx(want, rel=1e-5)
+    assert found["train/pg_loss"] != plain["train/pg_loss"]
+
+
 def test_a_loss_function(results):
     own, built_in = results["user_loss"], results["user_nothing"]
     assert own["train/loss"] == own["train/loss_again"] != built_in["train/loss"]
@@ -225,6 +242,7 @@ def test_mismatch_metrics_change_nothing(results):
         ("short_advantage", "custom_advantage_function_path: advantages have [1, 1"),
         ("scalar_loss", "custom_loss_function_path returned float: return (loss, metrics)"),
         ("wrong_tis", "custom_tis_function_path returned a tensor"),
+        ("wrong_postprocess", "rollout_data_postprocess_path: advantages have [1, 1"),
         ("frozen", "train.freeze_params_name_list: 'no_such_layer' is found in no parameter"),
     ],
 )

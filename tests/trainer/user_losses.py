@@ -60,3 +60,15 @@ def halving_tis(args, *, pg_loss, train_log_probs, rollout_log_probs, loss_masks
 
 def wrong_tis(args, *, pg_loss, **kwargs):
     return pg_loss
+
+
+def postprocess(args, rollout_id, rollout_data):
+    """slime's: lists of one tensor a sample, changed in the dictionary."""
+    assert rollout_id == 0 and {"log_probs", "returns"} <= set(rollout_data)
+    rollout_data["advantages"] = [2 * part for part in rollout_data["advantages"]]
+    for mask in rollout_data["loss_masks"]:
+        mask[1::2] = 0
+
+
+def wrong_postprocess(args, rollout_id, rollout_data):
+    rollout_data["advantages"] = [torch.zeros(1) for _ in rollout_data["rewards"]]

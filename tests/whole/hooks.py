@@ -68,3 +68,76 @@ async def held(args, sample, sampling_params):
             released.set()
         await released.wait()
     return await generate(args, sample, sampling_params)
+
+
+async def whole_rollout(args, rollout_id, data_source, evaluation=False):
+    """Ours, called by a function of the user's."""
+    from spmd_rl.rollout.user import generate_rollout
+
+    return await generate_rollout(args, rollout_id, data_source, evaluation)
+
+
+def shout(args, sample, *, rollout_id=None, evaluation=False):
+    sample.metadata["shouted"] = sample.response + "!"
+
+
+def drop_empty(args, groups):
+    for group in groups:
+        for sample in group:
+            sample.remove_sample = not sample.response
+
+
+def look(args, all_groups, data_source):
+    print(f"looked at {len(all_groups)} groups of {len(data_source)}", flush=True)
+
+
+def columns(args, samples):
+    """Rewards as they are; what is removed is masked here, since columns replace it all."""
+    return {
+        "tokens": [s.tokens for s in samples],
+        "response_lengths": [s.response_length for s in samples],
+        "rewards": [s.reward - 0.5 for s in samples],
+        "raw_reward": [s.reward for s in samples],
+        "loss_masks": [[int(not s.remove_sample)] * s.response_length for s in samples],
+        "rollout_log_probs": [s.rollout_log_probs for s in samples],
+        "weight_versions": [s.weight_versions for s in samples],
+    }
+
+
+def halve_advantages(args, rollout_id, rollout_data):
+    rollout_data["advantages"] = [part / 2 for part in rollout_data["advantages"]]
+
+
+def log_rollout(rollout_id, args, samples, extra, time):
+    extra["rollout/mine"] = len(samples)
+
+
+def log_eval(rollout_id, args, data, extra):
+    extra["eval/mine"] = sum(data["aime"]["rewards"])
+    return True
+
+
+class Questions:
+    """Endless prompts, and where they stand."""
+
+    def __init__(self, args):
+        self.args, self.next = args, 0
+
+    def __len__(self):
+        return 1000
+
+    def get_samples(self, num_samples):
+        from spmd_rl.types import Sample
+
+        n, first = self.args.n_samples_per_prompt, self.next
+        self.next += num_samples
+        return [
+            [Sample(g, g * n + i, f"What is {g}+{g}?", label=str(2 * g)) for i in range(n)]
+            for g in range(first, self.next)
+        ]
+
+    def state(self):
+        return {"next": self.next}
+
+    def load_state(self, state):
+        self.next = state["next"]
