@@ -15,4 +15,7 @@ if pyright --version >/dev/null 2>&1; then
 else
     echo "tests: pyright could not be fetched (no network?): types are not checked"
 fi
+command -v chromium chromium-browser google-chrome >/dev/null ||
+    echo "tests: there is no browser: the page of tools/show_rollout.py is not opened in one" \
+        "(apt-get install chromium)"
 python -m pytest --durations=30 "$@"

@@ -1,6 +1,7 @@
 """The sample viewer: what it takes from a dump, what it lets through, a page without network."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from spmd_rl.rollout import dump
 from spmd_rl.types import Sample, Status
 from tests.models import ROOT, tiny_model
+from tests.tools.browser import APT, Browser, find
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def samples(tmp_path_factory):
                rollout_log_probs=[-0.3], weight_versions=[2]),
     ]  # fmt: skip
     path = tmp_path_factory.mktemp("dump") / "0.json"
-    dump.save(str(path), 0, [group])
+    dump.save(str(path), 0, group)
     return path, str(model)
 
 
@@ -56,3 +58,55 @@ def test_the_page_holds_everything_and_asks_for_nothing(samples, tmp_path):
 def test_a_file_that_is_not_there_is_a_sentence(samples):
     done = show((samples[0].parent / "9.json", samples[1]))
     assert done.returncode == 2 and "does not exist" in done.stderr
+
+
+@pytest.fixture
+def browser():
+    if find() is None and os.environ.get("REQUIRE_BROWSER") == "1":
+        pytest.fail(f"REQUIRE_BROWSER=1, but there is none: {APT}")
+    if find() is None:
+        pytest.skip(f"there is no browser: {APT}")
+    with Browser() as browser:
+        yield browser
+
+
+def test_the_page_in_a_browser(samples, tmp_path, browser):
+    """Samples are seen, every filter works under a hand, and nothing is fetched."""
+    page = tmp_path / "page.html"
+    assert show(samples, "--html", str(page)).returncode == 0
+    browser.open(page)
+
+    def seen():
+        abouts = browser.value(
+            "[...document.querySelectorAll('article .about')].map(e => e.textContent)"
+        )
+        count = browser.value("document.getElementById('count').textContent")
+        assert count == f"{len(abouts)} of 2 samples"
+        return [int(text.split()[1]) for text in abouts]
+
+    def colours():
+        tokens = "[...document.querySelectorAll('.token')]"
+        return browser.value(tokens + ".map(e => getComputedStyle(e).backgroundColor)")
+
+    assert seen() == [0, 1]
+    assert browser.value("document.querySelector('.prompt').checkVisibility()")
+    assert browser.value("document.querySelectorAll('.token').length") == 3
+    for field, text, left in (
+        ("minReward", "0.5", [0]),
+        ("maxReward", "0.5", [1]),
+        ("minLength", "2", [0]),
+        ("maxLength", "1", [1]),
+    ):
+        browser.type(field, text)
+        assert seen() == left, field
+        browser.type(field, "")
+        assert seen() == [0, 1], field
+    by_advantage = colours()
+    assert by_advantage[0] != by_advantage[2]
+    assert by_advantage[1].endswith(", 0)")  # a token that is not trained on has no colour
+    browser.press("ArrowDown", 40, "colour")  # the loss mask
+    assert colours() != by_advantage
+    browser.press("ArrowDown", 40, "status")  # the first that there is
+    assert seen() == [0]
+    assert browser.requests == [page.resolve().as_uri()]
+    assert browser.errors == []
