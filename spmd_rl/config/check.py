@@ -14,7 +14,10 @@ from spmd_rl.config import critic, debug, deterministic, distillation, evaluatio
 from spmd_rl.config.errors import Fault
 from spmd_rl.config.schema import Config
 
-RM_TYPES = ("math", "deepscaler", "dapo", "f1", "gpqa", "code", "random", "remote_rm")
+RM_TYPES = (
+    *("math", "deepscaler", "dapo", "f1", "gpqa", "ifbench", "format", "code"),
+    *("random", "remote_rm"),
+)
 GROUP_ESTIMATORS = ("grpo", "gspo", "cispo", "rloo", "reinforce_plus_plus_baseline")
 
 

@@ -17,6 +17,8 @@ from spmd_rl.config.schema import Config
 from spmd_rl.rewards.answers import last_boxed
 from spmd_rl.rewards.code import code
 from spmd_rl.rewards.dapo import dapo
+from spmd_rl.rewards.form import form
+from spmd_rl.rewards.ifbench import ifbench
 from spmd_rl.rewards.math import deepscaler, math
 from spmd_rl.rewards.pool import Pool
 from spmd_rl.rewards.remote import RemoteReward
@@ -96,6 +98,10 @@ class Scorer:
             return await self.remote(sample.prompt, response, label)
         if kind == "gpqa":
             return gpqa(response, label, sample.metadata)
+        if kind == "ifbench":
+            return ifbench(response, label, sample.metadata)
+        if kind == "format":
+            return form(response, sample.prompt)
         if kind == "code":
             timeout = self.cfg.reward.reward_timeout
             return await code(response, label, sample.metadata, self.sandbox, timeout)
