@@ -76,6 +76,7 @@ class EngineClient:
     ):
         self.addresses, self.timeout, self.routes = addresses, timeout, routes
         self._tell, self._vocab_size = tell, vocab_size
+        self.in_flight = 0  # samples that were asked for and not answered yet
         self.engines = [
             _Server(f"engine {i} ({url})", url, i) for i, url in enumerate(addresses.urls)
         ]
@@ -106,12 +107,6 @@ class EngineClient:
         """Samples by one engine in one request, each with its own options; the router knows no
         such requests. The engine with the fewest samples in flight gets them."""
         return await self._deliver(self._body(tokens, sampling, known), len(tokens))
-
-    @property
-    def in_flight(self) -> int:
-        """Samples that were asked for and not answered yet."""
-        servers = self.engines + ([self._router] if self._router else [])
-        return sum(server.in_flight for server in servers)
 
     async def wait_idle(self, seconds: float) -> None:
         """Until every answer is here, or so long."""
@@ -150,6 +145,7 @@ class EngineClient:
         while True:
             server = server or await self._choose()
             server.in_flight += size
+            self.in_flight += size
             self._idle.clear()
             try:
                 answer = await self._ask(server, body)
@@ -163,6 +159,7 @@ class EngineClient:
                     await asyncio.sleep(FIRST_PAUSE)
             finally:
                 server.in_flight -= size
+                self.in_flight -= size
                 if not self.in_flight:
                     self._idle.set()
             server = None  # past the router: it may go on choosing the engine that is broken
@@ -232,14 +229,14 @@ class EngineClient:
                         raise _refusal(who, response.status, content)
             except orjson.JSONDecodeError as error:
                 raise BadAnswer(f"{who} answered without JSON: {error}") from error
+            except aiohttp.ClientConnectionError as error:  # a connection that takes too long too
+                if last:
+                    raise EngineUnreachable(f"{who} cannot be reached: {error!r}") from error
             except asyncio.TimeoutError as error:
                 raise EngineUnreachable(
                     f"{who} gave no answer within {self.timeout:g} s "
                     "(rollout.rollout_request_timeout)"
                 ) from error
-            except aiohttp.ClientConnectionError as error:
-                if last:
-                    raise EngineUnreachable(f"{who} cannot be reached: {error!r}") from error
             except aiohttp.ClientError as error:
                 raise EngineUnreachable(f"{who} broke off: {error!r}") from error
             await asyncio.sleep(FIRST_PAUSE * 2**attempt)
