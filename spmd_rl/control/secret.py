@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spmd_rl import disk
+
 if TYPE_CHECKING:
     from spmd_rl.control.job import Job
 
@@ -75,8 +77,7 @@ def share(job: Job, run_dir: Path) -> Secret:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             with open(descriptor, "wb") as file:
                 file.write(value)
-                file.flush()
-                os.fsync(file.fileno())
+                disk.sync(file)
             job.store.set("secret", "")
         return Secret(value)
     job.store.get("secret")  # before the first look: a network disk remembers what was not there

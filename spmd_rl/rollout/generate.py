@@ -96,11 +96,14 @@ class Generator:
         )
 
     async def stop(self) -> None:
-        """Have the engines give what they have; every answer has been taken in afterwards."""
+        """Have the engines give what they have; every answer has been taken in afterwards. Whoever
+        asked must be cancelled before it runs again.
+        """
         self.stopped = True
         while self.client.in_flight:
             await self.client.abort_all()
             await self.client.wait_idle(ABORT_AGAIN)
+        self.stopped = False
 
     async def _portion(
         self, samples: list[Sample], sampling: dict[str, Any], evaluation: bool

@@ -94,7 +94,6 @@ class Rounds:
             await asyncio.wait(running)
         else:
             await generator.stop()
-            generator.stopped = False  # the tasks end before they run again
         for task in running:
             if task.done():
                 task.result()

@@ -15,32 +15,26 @@ def rollouts(engine, folder, count=1, **sections):
         return [collector.collect(rollout, version=3) for rollout in range(count)]
 
 
-def are_the_models(engine, batch):
+def log_probs_are_the_models(engine, batch):
     """Every log-prob is what transformers gives the token there; the prompts."""
     assert batch.rollout_log_probs is not None and batch.weight_versions is not None
     assert len(batch.rollout_log_probs) == batch.response_lengths.sum()
-    prompts, outputs = [], []
-    for start, total, response in zip(
-        np.cumsum(batch.total_lengths) - batch.total_lengths,
-        batch.total_lengths,
-        batch.response_lengths,
-        strict=True,
-    ):
-        tokens = batch.tokens[start : start + total].tolist()
-        prompts.append(tokens[: total - response])
-        outputs.append(tokens[total - response :])
+    rows = [row.tolist() for row in batch.pieces(np.arange(len(batch)))["tokens"]]
+    split = (batch.total_lengths - batch.response_lengths).tolist()
+    prompts = [row[:at] for row, at in zip(rows, split, strict=True)]
+    outputs = [row[at:] for row, at in zip(rows, split, strict=True)]
     expected = np.concatenate(hf_log_probs(engine.model, prompts, outputs))
     np.testing.assert_allclose(batch.rollout_log_probs, expected, atol=1e-5)
     return prompts
 
 
-def test_tokens_and_log_probs_are_the_models(engine, tmp_path):
+def test_tokens_and_log_probs_log_probs_are_the_models(engine, tmp_path):
     [rollout] = rollouts(engine, tmp_path, reward={"rm_type": "random"})
     batch = rollout.batch
     assert len(batch) == 8
     assert set(batch.loss_mask) == {1}
     np.testing.assert_array_equal(batch.rollout_ids, np.arange(8))
-    prompts = are_the_models(engine, batch)
+    prompts = log_probs_are_the_models(engine, batch)
     assert prompts[0] == prompts[1] != prompts[2]
     assert batch.truncated is not None
     np.testing.assert_array_equal(batch.truncated, batch.response_lengths == 8)
@@ -74,7 +68,7 @@ def test_an_aborted_response_is_gone_on_with(engine, tmp_path):
     resumed = aborted.keys() & lengths.keys()
     assert resumed and all(lengths[index] > aborted[index] for index in resumed)
     for one in found:
-        are_the_models(engine, one.batch)
+        log_probs_are_the_models(engine, one.batch)
         assert one.metrics["rollout/partial/launched_groups"] == (
             2 + one.metrics["rollout/partial/kept_groups"]
         )

@@ -66,7 +66,7 @@ def routed(batch: Batch) -> list[np.ndarray]:
 
 
 def tokens(batch: Batch) -> list[np.ndarray]:
-    return np.split(batch.tokens, batch.total_lengths.cumsum()[:-1])
+    return batch.pieces(np.arange(len(batch)))["tokens"]
 
 
 @pytest.mark.parametrize("hook", [None, "tests.rollout.user_hooks.two_turns"])
@@ -78,7 +78,7 @@ def test_every_token_but_the_last_has_the_models_experts(addresses, models, tmp_
         reward={"rm_type": "random"},
         algo=ALGO,
     )
-    are_the_models(in_this_process(cfg, addresses).batch, models.plain)
+    experts_are_the_models(in_this_process(cfg, addresses).batch, models.plain)
 
 
 def test_an_aborted_response_keeps_its_experts(addresses, models, tmp_path):
@@ -98,7 +98,7 @@ def test_an_aborted_response_keeps_its_experts(addresses, models, tmp_path):
     state, resumed = None, 0.0
     for rollout in range(3):
         batch, metrics, state = asyncio.run(one_rollout(cfg, addresses, rollout, state))
-        are_the_models(batch, models.plain)
+        experts_are_the_models(batch, models.plain)
         resumed += metrics["rollout/partial/resumed_groups"]
     assert resumed
 
@@ -115,7 +115,7 @@ async def one_rollout(cfg, addresses, rollout, state):
         await service.close()
 
 
-def are_the_models(batch: Batch, path: Path) -> None:
+def experts_are_the_models(batch: Batch, path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     assert batch.routed_experts.dtype == np.uint8

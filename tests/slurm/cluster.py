@@ -280,4 +280,4 @@ def until(true, what: str, limit: float = 20.0, explain=lambda: "", interval: fl
     end = time.monotonic() + limit
     while not true():
         assert time.monotonic() < end, f"waited {limit:.0f} s for {what}: {explain()}"
-        time.sleep(0.1)
+        time.sleep(interval)

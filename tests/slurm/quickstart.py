@@ -13,11 +13,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from tests.ranks import ROOT
-from tests.slurm.cluster import Cluster, missing
+from tests.slurm.cluster import FINAL, Cluster, missing, until
 from tests.slurm.jobs import SIZE, Job
 from tools.compare_runs import compare, outcome
 
@@ -87,13 +86,15 @@ def main() -> None:
 
 def requeued(job: Job, turn: int) -> bool:
     """Wait until the job has ended, or waits for this turn."""
-    while True:
-        now = job.cluster.job(job.number)
-        if now["JobState"] in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED"):
-            return False
-        if now["JobState"] == "PENDING" and now["Restarts"] == str(turn):
-            return True
-        time.sleep(0.5)
+    now: dict[str, str] = {}
+
+    def ended_or_waits() -> bool:
+        now.update(job.cluster.job(job.number))
+        waits = now["JobState"] == "PENDING" and now["Restarts"] == str(turn)
+        return waits or now["JobState"] in FINAL
+
+    until(ended_or_waits, f"job {job.number} to end or to be requeued", 1800, lambda: str(now))
+    return now["JobState"] == "PENDING"
 
 
 def finish(what: str, job: Job, expected: dict | None = None) -> dict:

@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+from spmd_rl.rollout.filters import DynamicFilterOutput
 from spmd_rl.rollout.generate import current, generate
 
 
@@ -141,3 +142,7 @@ class Questions:
 
     def load_state(self, state):
         self.next = state["next"]
+
+
+def two_of_three(args, samples, **kwargs):
+    return DynamicFilterOutput(samples[0].group_index % 3 != 2, "third")

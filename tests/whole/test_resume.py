@@ -32,9 +32,16 @@ KILLS = [
 
 
 def config(folder: Path) -> Path:
+    """More prompts are begun than needed and some turned down: groups wait in the buffer."""
     checked = write_config(
         folder,
-        rollout={"num_rollout": ROLLOUTS},
+        rollout={
+            "num_rollout": ROLLOUTS,
+            "over_sampling_batch_size": 7,
+            "dynamic_sampling_filter_path": "tests.whole.hooks.two_of_three",
+            "partial_rollout": True,
+        },
+        train={"deterministic": True},
         eval={"eval_interval": 2, "eval_prompt_data": [str(folder / "prompts.jsonl")]},
         checkpoint={"save_interval": 1},
         debug={"save_debug_rollout_data": str(folder / "samples" / "{rollout_id}.pt")},
@@ -104,6 +111,23 @@ def test_killed_in_every_phase_it_ends_bitwise_equal(unbroken: Path, tmp_path: P
     assert told(run) == told(whole)
     assert curves(run) == curves(whole)
     assert [line["rollout"] for line in metrics(run)] == [-1, 0, 1, 1, 2, 3, 3, 4, 4]
+
+
+def test_every_group_that_was_begun_is_trained_on_dropped_or_kept(unbroken: Path) -> None:
+    buffered, trained = 0, []
+    for line in metrics(unbroken / "runs" / "job"):
+        if "train/loss" not in line:
+            continue
+        of = {key.rpartition("/")[2]: value for key, value in line.items() if "/partial/" in key}
+        dropped = line.get("rollout/dynamic_filter/drop_third", 0)
+        assert of["launched_groups"] == 4 + dropped + of["kept_groups"]
+        buffered += of["kept_groups"] - of["resumed_groups"]
+        assert of["buffer_groups"] == buffered
+    for rollout in samples(unbroken):
+        trained += [sample["index"] for sample in rollout["samples"]]
+    assert len(set(trained)) == len(trained) == 4 * 4 * ROLLOUTS
+    saved = unbroken / "runs" / "job" / "checkpoints" / f"rollout_{ROLLOUTS:06}" / "state.json"
+    assert len(json.loads(saved.read_text())["data"]["buffer"]) == buffered > 0
 
 
 @pytest.mark.timeout(900)
