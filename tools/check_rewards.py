@@ -14,17 +14,20 @@ import argparse
 import asyncio
 import json
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spmd_rl.rewards import answers
-from spmd_rl.rewards.code import code
-from spmd_rl.rewards.math import math
-from spmd_rl.rewards.pool import Pool
-from spmd_rl.sandbox import Sandbox
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from spmd_rl.rewards import answers  # noqa: E402
+from spmd_rl.rewards.code import code  # noqa: E402
+from spmd_rl.rewards.math import math  # noqa: E402
+from spmd_rl.rewards.pool import Pool  # noqa: E402
+from spmd_rl.sandbox import Sandbox  # noqa: E402
 
 EQUAL, WRONG = True, False
 
@@ -163,7 +166,9 @@ NAME = _once(NAME)""",
 }
 
 
-async def compare_code(folder: Path, show: bool, workers: int) -> dict[str, Counter]:
+async def compare_code(
+    folder: Path, show: bool, workers: int, timeout: float = 10.0
+) -> dict[str, Counter]:
     """Counts of each kind of answer: `accepted`, `rejected`."""
     sandbox = Sandbox(at_once=workers)
     [table] = rows(folder).values()
@@ -178,7 +183,7 @@ async def compare_code(folder: Path, show: bool, workers: int) -> dict[str, Coun
     timed = time.monotonic()
     found: dict[str, Counter] = {}
     rewards = await asyncio.gather(
-        *(code(f"```python\n{text}\n```", None, row, sandbox, 10.0) for row, _, text in todo)
+        *(code(f"```python\n{text}\n```", None, row, sandbox, timeout) for row, _, text in todo)
     )
     for (row, kind, _), reward in zip(todo, rewards, strict=True):
         word = "accepted" if reward == 1 else "rejected"

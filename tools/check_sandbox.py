@@ -23,7 +23,9 @@ from pathlib import Path
 
 import psutil
 
-from spmd_rl.sandbox import Limits, Result, Sandbox, SandboxUnavailable
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from spmd_rl.sandbox import Limits, Result, Sandbox, SandboxUnavailable  # noqa: E402
 
 LIMITS = Limits(wall_seconds=2, cpu_seconds=1)
 KEY = "key-of-the-run-0123456789"

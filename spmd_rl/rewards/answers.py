@@ -71,12 +71,52 @@ def same(answer: str, truth: str) -> bool | None:
         if not _is_literal(plain) and not _is_literal(wanted):  # both fractions: reduced alike
             return _digits(plain) == _digits(wanted)
         return number == target
-    return None
+    bases = _BASED.fullmatch(plain), _BASED.fullmatch(wanted)
+    if bases[0] and bases[1]:  # math-verify sees no base: 52_8 would be 52_9
+        return bases[0].groups() == bases[1].groups()
+    return False if _hopeless(plain, wanted) else None
 
 
+DEEPEST = 15  # brackets in each other
+LENGTHENED = 300  # characters more than the right answer has
+
+
+def _hopeless(answer: str, truth: str) -> bool:
+    """Whether algebra would cost its whole time limit: hostile answers do so by towers of powers,
+    factorials, sums or depth, where the right answer has nothing of the kind.
+    """
+    if len(answer) > len(truth) + LENGTHENED or _depth(answer) > max(DEEPEST, _depth(truth)):
+        return True
+    if any(answer.count(mark) > truth.count(mark) + 6 for mark in "=|<>!"):
+        return True
+    return any(kind.search(answer) and not kind.search(truth) for kind in _COSTLY)
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+_BASED = re.compile(r"(\d+)_\{?(\d+)\}?")
+_COSTLY = tuple(
+    map(
+        re.compile,
+        (
+            r"\^\{?-?\d{4}",  # a power with a long exponent
+            r"\^\{?[^{}^]{0,9}\^",  # a power of a power
+            r"(\d{3}|!|\))!",
+            r"\\(int|sum|prod|lim|iint|oint)(?![a-z])",
+            r"\\[dt]?binom\{?\d{4}",
+        ),
+    )
+)
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)")
 _FRACTION = re.compile(r"(-?)\\frac\{(-?\d+)\}\{(-?\d+)\}|(-?\d+)/(-?\d+)")
+_POINT = re.compile(r"(?<=\d)\.(?=/)")  # 1./3
 _THOUSANDS = re.compile(r"(\d),(?=\d\d\d(\D|$))")
 _SHORT_FRACTION = re.compile(r"\\frac(\d)(\d)")
 _HALF_FRACTION = re.compile(r"\\frac(\d)\{")
@@ -101,7 +141,7 @@ def normalize(text: str) -> str:
     name, equals, value = text.partition("=")
     if equals and len(name.strip()) <= 2 and "=" not in value:
         text = value  # x = 3
-    text = text.replace(" ", "").rstrip(".")
+    text = _POINT.sub("", text.replace(" ", "").rstrip("."))
     if text.startswith("."):
         text = f"0{text}"
     text = text.replace("{.", "{0.")

@@ -87,10 +87,15 @@ def equal(answer: str, truth: str) -> bool:
     from math_verify import parse, verify
 
     try:
-        gold, given = (parse(f"${text}$", parsing_timeout=0) for text in (truth, answer))
+        gold, given = (parse(_boxed(text), parsing_timeout=0) for text in (truth, answer))
         return bool(verify(gold, given, timeout_seconds=None))
     except (Exception, RecursionError):  # any failure to understand it means a wrong answer
         return False
+
+
+def _boxed(text: str) -> str:
+    """In a box it is read as a whole: `$-1./3$` would be -1, and a `$` inside would end it."""
+    return f"$\\boxed{{{text.replace(chr(92) + '$', '').replace('$', ' ')}}}$"
 
 
 def _die_with_parent() -> None:

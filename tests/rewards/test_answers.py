@@ -60,6 +60,8 @@ def test_after_thinking():
         ("3/4", r"\frac{3}{4}"),
         ("0.75", "3/4"),
         (r"\sqrt2", r"\sqrt{2}"),
+        ("52_8", "52_{8}"),
+        ("-1./3", r"-\frac{1}{3}"),
         ("-3", "-3.00"),
     ],
 )
@@ -81,6 +83,15 @@ def test_equal_on_sight(answer, truth):
         ("-72", "72"),
         ("7" * 5000, "72"),
         ("x", ""),
+        ("52_8", "52_9"),
+        ("-1./3", "-1./4"),
+        ("9^{9^{9}}", r"\sqrt{17}"),  # and other answers that would take their whole time
+        ("x^{10000}", "x^2"),
+        ("1000!", r"\sqrt{17}"),
+        (r"\int_0^1 x dx", r"\sqrt{17}"),
+        (r"\binom{10000}{50}", r"\sqrt{17}"),
+        ("(" * 20 + "x" + ")" * 20, "x + 1"),
+        ("x+" * 200 + "1", "x + 1"),
     ],
 )
 def test_different_on_sight(answer, truth):
@@ -89,7 +100,14 @@ def test_different_on_sight(answer, truth):
 
 @pytest.mark.parametrize(
     ("answer", "truth"),
-    [(r"2\sqrt{2}", r"\sqrt{8}"), ("(x+1)^2", "x^2+2x+1"), (r"\pi/2", r"\frac{\pi}{2}")],
+    [
+        (r"2\sqrt{2}", r"\sqrt{8}"),
+        ("(x+1)^2", "x^2+2x+1"),
+        (r"\pi/2", r"\frac{\pi}{2}"),
+        ("2^{2020}", "4^{1010}"),
+        ("10^{12}", "x"),
+        (r"\sum_{k=1}^n k", r"\sum_{j=1}^n j"),
+    ],
 )
 def test_undecided_on_sight(answer, truth):
     assert same(answer, truth) is None
