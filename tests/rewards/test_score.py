@@ -43,6 +43,25 @@ def test_each_type():
     assert scored([answered(r"so \boxed{the tower}", "tower")], rm_type="boxed_f1") == [1.0]
 
 
+def test_types_that_judge_by_the_row():
+    follows = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    assert scored([answered("no", metadata=follows)], rm_type="ifbench") == [1.0]
+    assert scored([answered("<think>a</think><answer>b</answer>")], rm_type="format") == [1.0]
+    program = answered(
+        "```python\nprint(int(input()) + 1)\n```", {"inputs": ["1"], "outputs": ["2"]}
+    )
+    assert scored([program], rm_type="code") == [1.0]
+
+
+def half(args, sample, **kwargs):
+    return 0.5
+
+
+def test_your_own_function_comes_before_all_types():
+    sample = answered("72", metadata={"rm_type": "f1"})
+    assert scored([sample], rm_type="math", custom_rm_path=f"{__name__}:half") == [0.5]
+
+
 def test_random_is_the_same_in_every_run():
     samples = [answered("", index=index) for index in range(200)]
     first = scored(samples, rm_type="random")
@@ -101,3 +120,26 @@ def test_a_remote_reward_is_asked_again():
 
     assert asyncio.run(run()) == {"score": 0.5}
     assert asked == [{"prompt": "p", "response": "r", "label": "l"}] * 3
+
+
+def test_a_remote_reward_that_never_answers_ends_the_run_with_a_sentence(monkeypatch):
+    pauses = []
+
+    async def pause(seconds):
+        pauses.append(seconds)
+
+    async def run():
+        remote = RemoteReward("http://127.0.0.1:1/judge")
+        monkeypatch.setattr("spmd_rl.rewards.remote.asyncio.sleep", pause)
+        try:
+            await remote("p", "r", "l")
+        finally:
+            await remote.close()
+
+    with pytest.raises(
+        RuntimeError, match="reward.rm_url http://127.0.0.1:1/judge failed 10 times"
+    ):
+        asyncio.run(run())
+    bases = [1, 2, 4, 8, 16, 30, 30, 30, 30]
+    assert len(pauses) == len(bases)
+    assert all(base <= seconds < base + 1 for base, seconds in zip(bases, pauses, strict=True))
