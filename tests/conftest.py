@@ -12,6 +12,27 @@ import pytest  # noqa: E402
 
 pytest.register_assert_rewrite("tests.whole.jobs")
 
+# Folders of whole jobs: with several workers they begin first, so that none ends alone with them.
+LONG = ("tests/slurm/", "tests/whole/", "tests/trainer/", "tests/tools/")
+
+
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(LONG))  # otherwise as they were
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests share fixtures and stay together; those of tests/slurm share a cluster."""
+    from xdist.scheduler.loadfile import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return LONG[0] if nodeid.startswith(LONG[0]) else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False  # the order above, not files of many tests first
+    return ByFile(config, log)
+
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory):

@@ -8,7 +8,7 @@ from tools import bench_collect
 
 
 def test_the_ideal_keeps_every_slot_busy():
-    """Two groups of eight samples of 1, 2, ... 8 tokens (the same in both), on one slot and many."""
+    """Two groups of eight samples of 1 to 8 tokens, on one slot and on many."""
     lengths, seeds = list(range(1, 9)), list(range(16))
     assert bench_collect.ideal(lengths, seeds, 1, 2, 2) == 72
     assert bench_collect.ideal(lengths, seeds, 16, 2, 2) == 8
