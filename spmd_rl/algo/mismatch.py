@@ -141,9 +141,12 @@ def cause(found: Sums, version: int, temperature: float, limit: float) -> str:
 
 
 class Watch:
-    """Remembers what is usual in this run, and says when a rollout is not."""
+    """Remembers what is usual in this run, and says when a rollout is not. `partial`: tokens of
+    older weights are meant to be there (partial rollout), and those of the newest alone count.
+    """
 
-    def __init__(self, dtype: str):
+    def __init__(self, dtype: str, partial: bool = False):
+        self.partial = partial
         self.expected = TOLERANCE.get(dtype, OTHERWISE)
         self.usual: list[float] = []
 
@@ -157,7 +160,8 @@ class Watch:
         """A sentence where the mean gap is above the limit; else the gap becomes part of what is
         usual.
         """
-        mean, limit = metrics(found)["mismatch/mean"], self.limit
+        count, gap = (found.lags[0] if self.partial else found.lags.sum(0)).tolist()
+        mean, limit = gap / max(count, 1), self.limit
         if mean <= limit:
             self.usual = [*self.usual, mean][-32:]
             return None

@@ -82,7 +82,7 @@ class Trainer:
         self.loss = loss.Loss(cfg)
         self.pushed = Pushed(self.actor.chunks) if cfg.algo.keep_old_actor else None
         self.version: int | None = None  # of the last push
-        self.watch = Watch(self._dtype)
+        self.watch = Watch(self._dtype, cfg.rollout.partial_rollout)
 
     def describe(self) -> dict[str, Any]:
         """What was built, for the log. Not collective."""
