@@ -56,9 +56,9 @@ async def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
     """For a plain user function: the result of asynchronous work, such as `generate`."""
-    if _loop is None:
+    if _loop is None or asyncio._get_running_loop() is not None:
         work.close()
-        raise RuntimeError("hooks.run is for plain functions that the configuration names")
+        raise RuntimeError("hooks.run is for plain functions; an async one awaits the work itself")
     return asyncio.run_coroutine_threadsafe(work, _loop).result()
 
 

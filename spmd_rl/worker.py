@@ -142,7 +142,9 @@ class Worker:
     def count_push(self, version: int) -> None:
         """The run whose rollouts are trained on again pushed here."""
         if self.trains:
+            self.trainer.onload()
             self.trainer.weights_pushed(version)
+            self.trainer.offload()
 
     @command
     def begin_save(self, path: str) -> None:

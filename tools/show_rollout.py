@@ -5,9 +5,11 @@
     python tools/show_rollout.py runs/X/rollouts/3.pt --status truncated --max-reward 0
     python tools/show_rollout.py runs/X/rollouts/3.pt --html page.html   # one page, works offline
 
-Response tokens are coloured by the advantage (the reward less the mean of its prompt's samples),
-the loss mask, the engine's log-prob, or the version of the weights that sampled them. The tokenizer
-is that of --model, else of the config.yaml that lies in a folder above the file.
+Response tokens are coloured by the advantage, the loss mask, the engine's log-prob, how far the
+trainer's is from it (gap), or the version of the weights that sampled them. Advantage and gap are
+the trainer's where its own dump lies beside the file (debug.dump_details) or is named by --train;
+else the advantage is the reward less the mean of its prompt's samples. The tokenizer is that of
+--model, else of the config.yaml that lies in a folder above the file.
 """
 
 from __future__ import annotations
@@ -22,16 +24,36 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = 64  # letters of a response in the table
-KEYS = ("advantage", "loss_mask", "log_prob", "version")
+KEYS = ("advantage", "loss_mask", "log_prob", "gap", "version")
+
+# the tokens of a sample -> its advantages, its log-probs or None
+Trained = dict[tuple[int, ...], list[Any]]
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The samples of a dump. Nothing of the file is executed."""
+def read(path: Path) -> dict[str, Any]:
+    """A dump: its `rollout_id` and `samples`. Nothing of the file is executed."""
     if path.suffix == ".pt":
         import torch
 
-        return torch.load(path, weights_only=True)["samples"]
-    return json.loads(path.read_text(encoding="utf-8"))["samples"]
+        return torch.load(path, weights_only=True)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def trained(folder: Path, rollout: Any) -> Trained:
+    """What the ranks that trained on a rollout computed, by its tokens: advantages and log-probs;
+    empty where they left no files."""
+    found: Trained = {}
+    for path in sorted(folder.glob(f"{rollout}_*.pt")):
+        columns = read(path)["rollout_data"]
+        if "advantages" not in columns:
+            continue
+        none = [None] * len(columns["rollout_ids"])
+        log_probs = columns.get("log_probs", none)
+        for tokens, *values in zip(
+            columns["unconcat_tokens"], columns["advantages"], log_probs, strict=True
+        ):
+            found[tuple(tokens.tolist())] = [None if v is None else v.tolist() for v in values]
+    return found
 
 
 def model_of(path: Path) -> str:
@@ -52,19 +74,31 @@ def number(reward: Any, key: str | None) -> float | None:
     return float(reward) if isinstance(reward, (int, float)) else None
 
 
-def describe(samples: list[dict[str, Any]], tokenizer: Any, key: str | None) -> list[dict]:
+def prompt_of(sample: dict[str, Any]) -> tuple[Any, int]:
+    """Data sets of an evaluation count their prompts each for itself."""
+    return sample["metadata"].get("data_set"), sample["group_index"]
+
+
+def describe(
+    samples: list[dict[str, Any]], tokenizer: Any, key: str | None, learned: Trained
+) -> list[dict]:
     """What the page and the table show of each sample."""
     rewards = [number(sample["reward"], key) for sample in samples]
-    groups: dict[int, list[float]] = {}
+    groups: dict[Any, list[float]] = {}
     for sample, reward in zip(samples, rewards, strict=True):
-        groups.setdefault(sample["group_index"], []).append(reward or 0.0)
+        groups.setdefault(prompt_of(sample), []).append(reward or 0.0)
     means = {group: statistics.mean(values) for group, values in groups.items()}
     shown = []
     for sample, reward in zip(samples, rewards, strict=True):
         count = sample["response_length"]
         tokens = sample["tokens"][len(sample["tokens"]) - count :]
         mask = [0] * count if sample["remove_sample"] else sample["loss_mask"] or [1] * count
-        advantage = (reward or 0.0) - means[sample["group_index"]]
+        estimate = (reward or 0.0) - means[prompt_of(sample)]
+        ours = sample["rollout_log_probs"] or [None] * count
+        advantages, theirs = learned.get(tuple(sample["tokens"]), (None, None))
+        if advantages is None or len(advantages) != count:  # not trained on as it is
+            advantages, theirs = [estimate] * count, None
+        pairs = zip(ours, theirs or [None] * count, strict=True)
         shown.append(
             {
                 "index": sample["index"],
@@ -76,9 +110,10 @@ def describe(samples: list[dict[str, Any]], tokenizer: Any, key: str | None) -> 
                 "prompt": tokenizer.decode(sample["tokens"][: len(sample["tokens"]) - count]),
                 "text": sample["response"],
                 "tokens": [tokenizer.decode([token]) for token in tokens],
-                "advantage": [advantage * on for on in mask],
+                "advantage": [value * on for value, on in zip(advantages, mask, strict=True)],
                 "loss_mask": mask,
-                "log_prob": sample["rollout_log_probs"] or [None] * count,
+                "log_prob": ours,
+                "gap": [None if None in pair else abs(pair[0] - pair[1]) for pair in pairs],
                 "version": sample["weight_versions"] or [None] * count,
             }
         )
@@ -149,6 +184,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--model", help="Hugging Face directory of the tokenizer")
+    parser.add_argument("--train", type=Path, metavar="DIR", help="files of save_debug_train_data")
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write a page instead")
     parser.add_argument("--reward-key", help="entry of rewards that are objects")
     parser.add_argument("--index", type=int, help="this sample alone, token by token")
@@ -162,7 +198,10 @@ def main() -> int:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(options.model or model_of(options.file))
-    samples = describe(read(options.file), tokenizer, options.reward_key)
+    dump = read(options.file)
+    folder = options.train or options.file.parent.parent / "train_data"
+    learned = trained(folder, dump["rollout_id"])
+    samples = describe(dump["samples"], tokenizer, options.reward_key, learned)
     found = [sample for sample in samples if wanted(sample, options)]
     if options.html:
         options.html.write_text(page(found, str(options.file)), encoding="utf-8")

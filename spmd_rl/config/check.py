@@ -261,8 +261,24 @@ def _correction(cfg: Config) -> Iterator[Fault]:
         )
 
 
+OF_RL = (  # functions that look at generated samples
+    "rollout_sample_filter_path",
+    "rollout_all_samples_process_path",
+    "custom_convert_samples_to_train_data_path",
+    "custom_rollout_log_function_path",
+)
+
+
 def _functions(cfg: Config) -> Iterator[Fault]:
     algo, train = cfg.algo, cfg.train
+    if algo.loss_type == "sft_loss" and not cfg.rollout.rollout_function_path:
+        for key in OF_RL:
+            if getattr(cfg.rollout, key):
+                yield Fault(
+                    (f"rollout.{key}", "algo.loss_type"),
+                    f"rollout.{key} has no effect with algo.loss_type sft_loss, which generates "
+                    "nothing: leave it out, or give a rollout.rollout_function_path",
+                )
     if (algo.loss_type == "custom_loss") != (algo.custom_loss_function_path is not None):
         yield Fault(
             ("algo.custom_loss_function_path", "algo.loss_type"),

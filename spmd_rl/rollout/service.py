@@ -109,7 +109,11 @@ class Service:
         use(self._engines().for_evaluation(None, cfg.rollout.rollout_max_context_len))
         source = self.source.given if self.source else None
         made = await self._or_abort(self.functions.evaluate(rollout, source))
-        samples = [sample for of in made.data.values() for sample in of.get("samples", ())]
+        samples = []
+        for name, of in made.data.items():
+            for sample in of.get("samples", ()):
+                sample.metadata["data_set"] = name
+                samples.append(sample)
         dump.save(cfg.debug.save_debug_rollout_data, f"eval_{rollout}", samples)
         ours = evaluate.metrics(cfg, made.data)
         return await self.functions.log_eval(rollout, made.data, ours, made.metrics or {})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 from spmd_rl import hooks
@@ -140,19 +141,30 @@ class Functions:
     ) -> Metrics:
         """A rollout's metrics: what `extra` holds after the user's function, and ours unless it
         returned true."""
-        if self.log_rollout is None:
-            return ours | extra
-        done = await hooks.call(self.log_rollout, rollout, self.cfg, samples, extra, seconds)
-        return extra if done else ours | extra
+        done, key = False, "rollout.custom_rollout_log_function_path"
+        if self.log_rollout is not None:
+            args = rollout, self.cfg, samples, extra, seconds
+            done = await hooks.call(self.log_rollout, *args)
+        return _numbers(extra if done else ours | extra, key)
 
     async def log_eval(
         self, rollout: int, data: dict[str, Any], ours: Metrics, extra: Metrics
     ) -> Metrics:
         """As `log`, for an evaluation."""
-        if self.log_evaluation is None:
-            return ours | extra
-        done = await hooks.call(self.log_evaluation, rollout, self.cfg, data, extra)
-        return extra if done else ours | extra
+        done, key = False, "eval.custom_eval_rollout_log_function_path"
+        if self.log_evaluation is not None:
+            done = await hooks.call(self.log_evaluation, rollout, self.cfg, data, extra)
+        return _numbers(extra if done else ours | extra, key)
+
+
+def _numbers(metrics: Metrics, key: str) -> Metrics:
+    wrong = [name for name, value in metrics.items() if not isinstance(value, Number)]
+    if wrong:
+        raise ValueError(
+            f"metrics are numbers, but '{wrong[0]}' is {metrics[wrong[0]]!r:.200}: mend what the "
+            f"rollout function or {key} adds"
+        )
+    return metrics
 
 
 _ours: Callable[[int, Any, bool], Awaitable[Any]] | None = None

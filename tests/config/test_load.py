@@ -341,3 +341,39 @@ def test_several_sample_hooks(tmp_path: Path):
     key = "rollout.rollout_sample_hook_path"
     loaded(tmp_path, f"{key}=[{HOOKS}.first_hook, {HOOKS}:second_hook]")
     assert "defines no third_hook" in fault(tmp_path, f"{key}=[{HOOKS}.third_hook]")
+
+
+DEBUG_FAULTS = {  # overrides -> what the one sentence holds
+    "debug_train_only=true": "nothing makes samples: give debug.load_debug_rollout_data",
+    "load_debug_rollout_data=none/{rollout_id}.pt": "none/0.pt does not exist: give what debug",
+    "load_debug_rollout_data=x/{step}.pt": "makes no file name of rollout 0 (KeyError('step'))",
+    "load_debug_rollout_data_subsample=0.5": "has no effect without debug.load_debug_rollout_data",
+    "debug_rollout_only=true loss_type=sft_loss": "debug_rollout_only has nothing to generate",
+    "debug_rollout_only=true use_fault_tolerance=true": "set rollout.use_fault_tolerance: false",
+    f"loss_type=sft_loss rollout_sample_filter_path={HOOKS}.remove_odd": "has no effect with algo",
+}
+
+
+@pytest.mark.parametrize("words", DEBUG_FAULTS)
+def test_debug_keys_that_cannot_be_meant(tmp_path: Path, words: str):
+    assert DEBUG_FAULTS[words] in fault(tmp_path, *words.split())
+
+
+def test_what_debug_keys_imply(tmp_path: Path):
+    cfg = loaded(tmp_path, "dump_details=d", "save_debug_rollout_data=s/{rollout_id}.json")
+    assert cfg.debug.save_debug_rollout_data == "s/{rollout_id}.json"
+    assert cfg.debug.save_debug_train_data == "d/train_data/{rollout_id}_{rank}.pt"
+    (tmp_path / "0.pt").touch()
+    saved = f"load_debug_rollout_data={tmp_path}/{{rollout_id}}.pt"
+    assert loaded(tmp_path, saved, "prompt_data=null").debug.debug_train_only
+    sentences = faults(tmp_path, saved, "debug_rollout_only=true")
+    assert any("exclude each other" in sentence for sentence in sentences)
+
+
+def test_all_ranks_are_engines_without_a_trainer(tmp_path: Path):
+    path = write(tmp_path, good(tmp_path))
+    words = ["debug_rollout_only=true", "rollout_num_gpus_per_engine=2", "colocate=false"]
+    _, placement = load(path, words, 4, 4)
+    assert placement.train_ranks == () and [e.ranks for e in placement.engines] == [(0, 1), (2, 3)]
+    with pytest.raises(ConfigError, match="does not divide the 3 GPUs of the engines"):
+        load(path, words, 3, 3)

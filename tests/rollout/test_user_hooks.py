@@ -173,6 +173,8 @@ def test_logging_beside_and_instead_of_ours(tmp_path):
     metrics = collect(tmp_path, rollout={key: f"{HERE}.log_more"}).metrics
     assert metrics["rollout/mine"] == 8 and "rollout/raw_reward" in metrics
     assert collect(tmp_path, rollout={key: f"{HERE}.log_all"}).metrics == {"rollout/mine": 8}
+    with pytest.raises(ValueError, match="metrics are numbers, but 'rollout/mine' is 'many'"):
+        collect(tmp_path, rollout={key: f"{HERE}.log_words"})
 
 
 def test_a_rollout_function_of_ones_own(tmp_path):

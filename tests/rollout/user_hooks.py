@@ -203,6 +203,10 @@ def log_more(rollout_id, args, samples, extra, time):
     extra["rollout/mine"] = rollout_id + len(samples)
 
 
+def log_words(rollout_id, args, samples, extra, time):
+    extra["rollout/mine"] = "many"
+
+
 def log_all(rollout_id, args, samples, extra, time):
     assert time > 0
     extra["rollout/mine"] = rollout_id + len(samples)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from spmd_rl.rollout import dump
 from spmd_rl.types import Sample, Status
@@ -53,6 +54,24 @@ def test_the_page_holds_everything_and_asks_for_nothing(samples, tmp_path):
     assert first["version"] == [1, 2] and first["text"] == "</script>4"
     assert not re.search(r"https?://|src=|@import|url\(", text)
     assert "default-src 'none'" in text
+
+
+def test_advantages_and_gaps_are_the_trainers_where_it_left_them(samples, tmp_path):
+    columns = {
+        "unconcat_tokens": [torch.tensor([5, 6, 7, 8])],
+        "rollout_ids": [0],
+        "advantages": [torch.tensor([3.0, 3.0])],
+        "log_probs": [torch.tensor([-0.5, -0.25])],
+    }
+    found = {"rollout_id": 0, "rank": 0, "rollout_data": columns}
+    torch.save(found, tmp_path / "0_0.pt")
+    page = tmp_path / "page.html"
+    assert show(samples, "--html", str(page), "--train", str(tmp_path)).returncode == 0
+    [data] = re.findall(r'<script id="data" type="application/json">(.*?)</script>',
+                        page.read_text(), re.S)  # fmt: skip
+    first, second = json.loads(data)
+    assert first["advantage"] == [3, 0] and first["gap"] == pytest.approx([0.4, 0.05])
+    assert second["advantage"] == [-0.5] and second["gap"] == [None]
 
 
 def test_a_file_that_is_not_there_is_a_sentence(samples):

@@ -4,11 +4,14 @@ trains on them again, bit for bit, without engines; a run without a trainer."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.models import ROOT, tiny_model
 from tests.whole.jobs import metrics, run_job, succeed, weights, write_config
 
 HOOKS = "tests.whole.hooks"
@@ -23,6 +26,7 @@ EVERY = {
         "custom_rollout_log_function_path": f"{HOOKS}.log_rollout",
     },
     "data": {"data_source_path": f"{HOOKS}.Questions"},
+    "algo": {"keep_old_actor": True},  # what was pushed counts in a replay too
     "eval": {"eval_interval": 2, "custom_eval_rollout_log_function_path": f"{HOOKS}.log_eval"},
 }
 
@@ -73,6 +77,19 @@ def test_details_tell_what_was_generated_and_trained_on(hooked: Path) -> None:
         for size, advantage in zip(columns["response_lengths"], columns["advantages"], strict=True):
             assert advantage.shape == (size,) and advantage.abs().max() <= 0.5
     assert sum(len(found["rollout_data"]["rewards"]) for found in trained) == 16
+
+
+def test_the_viewer_shows_the_trainers_own_numbers(hooked: Path, tmp_path: Path) -> None:
+    page, dump = tmp_path / "page.html", hooked / "details" / "rollout_data" / "1.pt"
+    words = [str(dump), "--html", str(page), "--model", str(tiny_model("qwen3"))]
+    argv = [sys.executable, "tools/show_rollout.py", *words]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    data = page.read_text().split('<script id="data" type="application/json">')[1]
+    samples, _ = json.JSONDecoder().raw_decode(data)
+    gaps = [gap for sample in samples for gap in sample["gap"]]
+    assert len(samples) == 16 and max(gaps) <= 1e-5
+    assert {abs(a) for sample in samples for a in sample["advantage"]} <= {0, 0.25}
 
 
 def test_saved_rollouts_train_bit_for_bit_as_in_the_run_that_saved_them(
