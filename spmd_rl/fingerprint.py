@@ -27,6 +27,7 @@ FREE = {
     "rollout.start_rollout_id",
     "rollout.sglang_server_concurrency",
     "rollout.group_requests",
+    "rollout.custom_rollout_log_function_path",
     "rollout.rollout_request_timeout",
     "reward.rm_url",
     "reward.reward_timeout",
