@@ -1,6 +1,7 @@
 """Partial rollout: what was begun is kept, survives a restart, and is gone on with."""
 
 import asyncio
+from collections import Counter
 
 import numpy as np
 import orjson
@@ -9,6 +10,7 @@ from spmd_rl.rollout.service import Service
 from spmd_rl.types import Status
 from tests.models import tiny_model
 from tests.rollout.collecting import config
+from tests.rollout.user_hooks import SEEN
 from tests.stub_engine import EXPERTS, Answer, stub_engine
 
 HALF = 3  # tokens when the abort comes
@@ -103,6 +105,19 @@ def test_a_finished_member_of_an_unfinished_group_is_not_generated_again(tmp_pat
     assert [[s["status"] for s in group] for group in kept] == [["completed", "aborted"]] * 2
     assert all(group[0]["reward"] is not None for group in kept)
     assert second[0].response_lengths.tolist() == [5, HALF + 5] * 2
+
+
+def test_sample_hooks_see_a_finished_sample_once_though_its_group_comes_again(tmp_path):
+    def one_late(number, body):
+        return Answer(tokens=HALF, until_abort=True) if number in (5, 7) else Answer(tokens=5)
+
+    SEEN.clear()
+    hook = "tests.rollout.user_hooks.counting_hook"
+    (_, second), _ = rollouts(
+        partial(tmp_path, group_requests=False, rollout_sample_hook_path=hook), one_late
+    )
+    seen = Counter(SEEN["indices"])
+    assert set(second[0].rollout_ids.tolist()) <= set(seen) and max(seen.values()) == 1
 
 
 def test_in_deterministic_mode_what_was_begun_is_finished(tmp_path):

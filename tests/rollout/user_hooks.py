@@ -166,6 +166,10 @@ def second_hook(args, sample, *, rollout_id=None, evaluation=False):
     return sample
 
 
+async def counting_hook(args, sample, *, rollout_id=None, evaluation=False):
+    _saw("indices", sample.index)
+
+
 def reward_of_hooked(args, sample):
     _saw("responses", sample.response)
     return float(sample.index % 2)
