@@ -14,10 +14,8 @@ and nothing of the job is left on the machine. Everything is written below `--fo
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -25,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from compare_runs import compare, outcome
-from watched import KINDS, ROOT, Run
+from stages import ROOT, make_inputs, supervised_model
+from watched import KINDS, Run
 
 LIVES_ON = ("engine", "router")  # the loop goes on in the same process
 RESTARTS = 2  # by torchrun, of all ranks
@@ -112,32 +111,6 @@ def phase_of(status: dict[str, Any]) -> str:
     )
 
 
-def prepare(options: argparse.Namespace) -> None:
-    """The quickstart's data, and its model after a short supervised stage: rewards must vary."""
-    if not (ROOT / "runs/data/arithmetic/train.jsonl").exists():
-        subprocess.run(
-            [sys.executable, "tools/make_arithmetic.py", "runs/data/arithmetic"],
-            cwd=ROOT,
-            check=True,
-        )
-    if options.model:
-        return
-    options.model = str(options.folder / "sft" / "hf")
-    if not Path(options.model, "config.json").exists():
-        print("chaos: a short supervised stage makes the model", flush=True)
-        subprocess.run(
-            [sys.executable, "tools/make_tiny_model.py", "runs/models/tiny-qwen3"],
-            cwd=ROOT,
-            check=True,
-        )
-        argv = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        argv += ["--nproc-per-node", str(options.ranks), "launch/main.py"]
-        argv += ["--config", "configs/quickstart-sft.yaml", f"run_dir={options.folder}", "name=sft"]
-        with open(options.folder / "sft.log", "wb") as log:
-            env = os.environ | {"OMP_NUM_THREADS": "1"}
-            subprocess.run(argv, cwd=ROOT, env=env, check=True, stdout=log, stderr=log)
-
-
 def rounds(options: argparse.Namespace) -> int:
     """All rounds and their table; the exit status."""
     from rich.console import Console
@@ -189,7 +162,8 @@ def main() -> int:
     options = parser.parse_args()
     options.folder = options.folder.resolve()
     options.folder.mkdir(parents=True, exist_ok=True)
-    prepare(options)
+    make_inputs()
+    options.model = options.model or supervised_model(options.folder, options.ranks)
     return rounds(options)
 
 

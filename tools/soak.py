@@ -16,13 +16,13 @@ import contextlib
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import psutil
-from watched import ROOT, Run
+from stages import ROOT, make_inputs
+from watched import Run
 
 OVERRIDES = [
     *("rollout_batch_size=8", "n_samples_per_prompt=4", "rollout_max_response_len=16"),
@@ -92,14 +92,8 @@ def main() -> int:
     options = parser.parse_args()
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
-    for command in (
-        ["make_tiny_model.py", "runs/models/tiny-qwen3"],
-        ["make_arithmetic.py", "runs/data/arithmetic"],
-    ):
-        subprocess.run(
-            [sys.executable, ROOT / "tools" / command[0], command[1]], cwd=ROOT, check=True
-        )
-    words = ["--config", options.config, "hf_checkpoint=runs/models/tiny-qwen3", *OVERRIDES]
+    model = make_inputs()
+    words = ["--config", options.config, f"hf_checkpoint={model}", *OVERRIDES]
     words += [f"num_rollout={options.rollouts}", *options.overrides]
     run = Run(options.folder.resolve(), words, options.ranks)
     looks = watch(run, options.rollouts)
