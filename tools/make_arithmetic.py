@@ -2,8 +2,10 @@
 """Make the quickstart's data: two-digit addition and subtraction with worked columns.
 
 Out: sft.jsonl (demonstrations of a sloppy teacher, who usually forgets the carry), train.jsonl and
-eval.jsonl (question and right answer). Whether a problem is held out for eval.jsonl depends on the
-problem alone, so no seed lets it leak into the other two. Python's standard library only.
+eval.jsonl (question and right answer). With --chat-rows also conversations of several questions:
+chat.jsonl, whose every answer is a careful teacher's, and chat-eval.jsonl, whose last one is to be
+given. Whether a problem is held out for the eval files depends on the problem alone, so no seed
+lets it leak into the others. Python's standard library only.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ LOWEST, HIGHEST = 10, 99
 EASY = 0.5  # chance to keep a problem without carry or borrow
 FORGET = 0.75  # chance that the teacher drops a carry or borrow that is due
 SLIP = 0.15  # chance that the teacher misjudges a column by one or two
+TURNS = 3  # questions of a conversation
 
 
 class Problem(NamedTuple):
@@ -86,11 +89,12 @@ def make_arithmetic(
     sft_rows: int = 38_400,
     train_rows: int = 4_096,
     eval_rows: int = 512,
+    chat_rows: int = 0,
     forget: float = FORGET,
     slip: float = SLIP,
     seed: int = 0,
 ) -> Path:
-    """Write the three files into `directory` and return it."""
+    """Write the files into `directory` and return it."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     rng = random.Random(1000 + seed)
@@ -102,7 +106,23 @@ def make_arithmetic(
     evaluated = random.Random(7)  # the same questions for every seed, so that runs compare
     held_out = [draw(evaluated, held_out=True) for _ in range(eval_rows)]
     _write(directory / "eval.jsonl", ((p.question, p.answer) for p in held_out))
+    if chat_rows:
+        talks = [converse(rng, held_out=False) for _ in range(chat_rows)]
+        shown = ((said, demonstrate(rng, last, 0, 0)) for said, last in talks)
+        _write(directory / "chat.jsonl", shown)
+        asked = [converse(evaluated, held_out=True) for _ in range(eval_rows)]
+        _write(directory / "chat-eval.jsonl", ((said, last.answer) for said, last in asked))
     return directory
+
+
+def converse(rng: random.Random, held_out: bool) -> tuple[list[dict[str, str]], Problem]:
+    """Chat messages up to the last question, the earlier ones answered rightly; its problem."""
+    *before, last = [draw(rng, held_out) for _ in range(TURNS)]
+    messages = []
+    for problem in before:
+        messages.append({"role": "user", "content": problem.question})
+        messages.append({"role": "assistant", "content": demonstrate(rng, problem, 0, 0)})
+    return [*messages, {"role": "user", "content": last.question}], last
 
 
 def _write(path: Path, rows) -> None:
@@ -117,6 +137,7 @@ def main() -> None:
     parser.add_argument("--sft-rows", type=int, default=38_400)
     parser.add_argument("--train-rows", type=int, default=4_096)
     parser.add_argument("--eval-rows", type=int, default=512)
+    parser.add_argument("--chat-rows", type=int, default=0, help="conversations to learn from")
     parser.add_argument("--forget", type=float, default=FORGET, help="teacher drops a due carry")
     parser.add_argument("--slip", type=float, default=SLIP, help="teacher misjudges a column")
     parser.add_argument("--seed", type=int, default=0)

@@ -29,6 +29,7 @@ FAMILIES = {
 }
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # padding, start and end of a turn
 THINK = ("<think>", "</think>")  # ordinary tokens: they are part of the text a reward sees
+TWINS_DIFFER = 1e-7  # of a router weight, between two experts of a pair
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -51,6 +52,7 @@ def make_tiny_model(
     positions: int = 256,
     tied: bool = True,
     experts: int = 8,
+    twins: bool = False,
     perturb: float = 0.0,
     dtype: str = "float32",
     corpus: str | Path | None = None,
@@ -61,8 +63,9 @@ def make_tiny_model(
 
     `vocab` is an upper limit: the tokenizer stops when the corpus has no more pairs to merge.
     `perturb` adds noise of that size to norms and biases, which start equal: a test then notices
-    a swapped one. `experts`: of the families that have any, 2 of them for a token. `extra`: more
-    keys of the family's config.json.
+    a swapped one. `experts`: of the families that have any, 2 of them for a token; `twins`: in
+    pairs that the router can hardly tell apart, so that rounding decides. `extra`: more keys of
+    the family's config.json.
     """
     if family not in FAMILIES:
         raise ValueError(f"family '{family}' is unknown; choose one of {', '.join(FAMILIES)}")
@@ -86,6 +89,8 @@ def make_tiny_model(
         model = _build_model(family, tokenizer, **shape)
         if perturb:
             _perturb(model, perturb)
+        if twins:
+            _pair(model)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as aside:
         made = Path(aside) / "model"
@@ -186,6 +191,16 @@ def _perturb(model, size: float) -> None:
                 tensor.normal_(std=size)
             elif name.endswith("e_score_correction_bias"):
                 tensor.add_(torch.randn_like(tensor), alpha=size)
+
+
+def _pair(model) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("mlp.gate.weight"):
+                twin = weight[0::2]
+                weight[1::2] = twin + TWINS_DIFFER * torch.randn_like(twin)
 
 
 def _quieten() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import pickle
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,21 +31,13 @@ ALGO = {"use_rollout_routing_replay": True}
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models():
     """A mixture of experts, and one whose experts come in pairs that tokens cannot tell apart."""
-    from safetensors.torch import load_file, save_file
-
     shape = dict(hidden=32, layers=LAYERS, positions=1024, tied=False, experts=EXPERTS)
-    plain = tiny_model("qwen3_moe", num_experts_per_tok=TOPK, **shape)
-    tied = tmp_path_factory.mktemp("tied") / "model"
-    shutil.copytree(plain, tied)
-    weights = load_file(tied / "model.safetensors")
-    noise = torch.Generator().manual_seed(1)
-    for name, weight in weights.items():
-        if name.endswith("mlp.gate.weight"):
-            twin = weight[0::2]
-            weight[1::2] = twin + 1e-7 * torch.randn(twin.shape, generator=noise)
-    save_file(weights, tied / "model.safetensors", metadata={"format": "pt"})
+    plain, tied = (
+        tiny_model("qwen3_moe", num_experts_per_tok=TOPK, twins=twins, **shape)
+        for twins in (False, True)
+    )
     return SimpleNamespace(plain=plain, tied=tied)
 
 
