@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from tools import stages  # noqa: E402
 
-CHAT, CHAT_ROWS = "runs/data/conversations", 19_200
+CHAT, CHAT_ROWS = "runs/data/conversations", 9_600
 EXPERTS = "runs/models/tiny-experts"
 
 
@@ -91,7 +91,7 @@ RECIPES = {
     ),
     "sft_multi_turn": Recipe(
         [
-            "num_rollout=30",
+            "num_rollout=15",
             f"prompt_data={CHAT}/chat.jsonl",
             "rollout_shuffle=true",
             "lr=1e-3",
