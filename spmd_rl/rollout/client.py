@@ -14,24 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import aiohttp
-import orjson
-
 from spmd_rl.rollout.answers import (
     BadAnswer,
-    EngineError,
     EngineFault,
     EngineUnreachable,
     Generated,
     Unpushed,
     read_answer,
 )
+from spmd_rl.rollout.connection import FIRST_PAUSE, Connection
 from spmd_rl.rollout.routes import ROUTED, Routes
 from spmd_rl.tasks import cancel
-
-CONNECT_TRIES = 5
-FIRST_PAUSE = 0.1  # seconds before the second try; doubles
-OVERLOADED = (502, 503, 504)  # the router has no engine for us yet
 
 Tell = Callable[[int, int, str], None]  # engine, its starts, what is wrong with it
 
@@ -74,7 +67,7 @@ class EngineClient:
         vocab_size: int | None = None,
         routes: Routes | None = None,
     ):
-        self.addresses, self.timeout, self.routes = addresses, timeout, routes
+        self.addresses, self.routes = addresses, routes
         self._tell, self._vocab_size = tell, vocab_size
         self.in_flight = 0  # samples that were asked for and not answered yet
         self.engines = [
@@ -83,14 +76,7 @@ class EngineClient:
         router = addresses.router_url
         self._router = None if router in addresses.urls else _Server(f"router ({router})", router)
         self._mended, self._idle = asyncio.Event(), asyncio.Event()
-        headers = {"Content-Type": "application/json"}
-        if addresses.key:
-            headers["Authorization"] = f"Bearer {addresses.key}"
-        self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
-            timeout=aiohttp.ClientTimeout(total=timeout, connect=30),
-            headers=headers,
-        )
+        self._http = Connection(addresses.key, timeout)
 
     async def generate(
         self, tokens: list[int], sampling: dict[str, Any], known: int | None = None
@@ -173,7 +159,7 @@ class EngineClient:
 
     async def _ask(self, server: _Server, body: dict[str, Any]) -> Any:
         """The answer, unless the engine is known to be broken before."""
-        asked = self.post(server, "/generate", body)
+        asked = self._http.post(server.name, f"{server.url}/generate", body)
         if self._tell is None:
             return await asked
         asking, broken = asyncio.create_task(asked), asyncio.create_task(server.broken.wait())
@@ -208,42 +194,8 @@ class EngineClient:
         if engine.broken.is_set():
             return
         try:
-            await self.post(engine, "/abort_request", {"abort_all": True})
+            await self._http.post(engine.name, f"{engine.url}/abort_request", {"abort_all": True})
         except EngineFault as error:
             if self._tell is None:
                 raise
             self._found_broken(engine, error)
-
-    async def post(self, server: _Server, path: str, body: dict[str, Any]) -> Any:
-        """The JSON answer. Sent again while nothing answers, or the router knows no engine."""
-        data = orjson.dumps(body)
-        for attempt in range(CONNECT_TRIES):
-            last = attempt + 1 == CONNECT_TRIES
-            who = server.name
-            try:
-                async with self._http.post(server.url + path, data=data) as response:
-                    content = await response.read()
-                    if response.status == 200:
-                        return orjson.loads(content) if content.strip() else None
-                    if last or response.status not in OVERLOADED:
-                        raise _refusal(who, response.status, content)
-            except orjson.JSONDecodeError as error:
-                raise BadAnswer(f"{who} answered without JSON: {error}") from error
-            except aiohttp.ClientConnectionError as error:  # a connection that takes too long too
-                if last:
-                    raise EngineUnreachable(f"{who} cannot be reached: {error!r}") from error
-            except asyncio.TimeoutError as error:
-                raise EngineUnreachable(
-                    f"{who} gave no answer within {self.timeout:g} s "
-                    "(rollout.rollout_request_timeout)"
-                ) from error
-            except aiohttp.ClientError as error:
-                raise EngineUnreachable(f"{who} broke off: {error!r}") from error
-            await asyncio.sleep(FIRST_PAUSE * 2**attempt)
-        raise AssertionError("unreachable")
-
-
-def _refusal(who: str, status: int, content: bytes) -> EngineError:
-    """With a 5xx the router answers for an engine that is dead, or one that is about to die."""
-    kind = EngineUnreachable if status >= 500 else EngineError
-    return kind(f"{who} answered {status}: {content[:2000].decode(errors='replace')}")
