@@ -91,10 +91,12 @@ def lead(cfg: Config, worker: Worker, job: control.Job, run_dir: Path, started: 
 
     addresses, router, mends = None, None, cfg.rollout.use_fault_tolerance
     if generates:
-        urls = [url for _, url in sorted(sum(workers.engines_ready(), []))]
+        found = dict(sum(workers.engines_ready(), []))
+        urls = [found[engine.index] for engine in placement.engines]
+        teacher = found[placement.teacher.index] if placement.teacher else ""
         key = job.secret.key(ENGINES)
         router = Router(cfg, urls, key, run_dir, None if mends else job.fail)
-        addresses = EngineAddresses(urls, router.url, key)
+        addresses = EngineAddresses(urls, router.url, key, teacher)
         workers.connect(urls)
         collector.connect(addresses)
     engines = Engines(cfg, None if alone else addresses)

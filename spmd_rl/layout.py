@@ -55,6 +55,18 @@ def needs_engines(cfg: Config) -> bool:
     return cfg.algo.loss_type != "sft_loss" or evaluation.evaluates(cfg)
 
 
+def starts_teacher(cfg: Config) -> bool:
+    """Whether an engine of the job is the teacher of on-policy distillation."""
+    algo = cfg.algo
+    wanted = algo.use_opd and algo.opd_type == "sglang" and algo.opd_teacher_load is not None
+    return wanted and needs_engines(cfg)
+
+
+def _on_gpus(cfg: Config) -> bool:
+    device = cfg.placement.device
+    return device == "cuda" or (device == "auto" and has_nvidia_driver())
+
+
 def planned_world(cfg: Config, world: int | None = None) -> tuple[int, int]:
     """The ranks, and ranks of a node, to plan for when no launcher says them.
 
@@ -87,18 +99,20 @@ def place(cfg: Config, world: int, ranks_per_node: int) -> Placement:
     train_ranks = tuple(range(train))
     rollout_ranks = tuple(_rollout_range(cfg, train, world))
     tp, pp, cp, ep = (_size(cfg, key) for key in (TP, PP, CP, EP))
+    engines = tuple(_engines(cfg, rollout_ranks, ranks_per_node))
     return Placement(
         world=world,
         ranks_per_node=ranks_per_node,
         train_ranks=train_ranks,
         rollout_ranks=rollout_ranks,
-        engines=tuple(_engines(cfg, rollout_ranks, ranks_per_node)),
+        engines=engines,
         colocate=cfg.placement.colocate,
         tp=tp,
         pp=pp,
         cp=cp,
         ep=ep,
         dp=max(train // (tp * pp * cp), 1),
+        teacher=_teacher(engines) if starts_teacher(cfg) else None,
     )
 
 
@@ -134,6 +148,14 @@ def misfits(cfg: Config, world: int, ranks_per_node: int) -> Iterator[Fault]:
     train = _num_train(cfg, world, ranks_per_node)
     if 0 < train <= world:
         yield from _parallel(cfg, train)
+        if starts_teacher(cfg) and _on_gpus(cfg):
+            yield Fault(
+                ("algo.opd_teacher_load", "algo.opd_type"),
+                "algo.opd_type sglang starts no teacher of its own on GPUs: serve "
+                f"algo.opd_teacher_load {cfg.algo.opd_teacher_load} by `python -m "
+                "sglang.launch_server` elsewhere and give its address as reward.rm_url, or set "
+                "algo.opd_type: megatron",
+            )
         if needs_engines(cfg):
             yield from _engine_misfits(cfg, train, world, ranks_per_node)
 
@@ -259,6 +281,14 @@ def _engines(
         yield EngineSpec(index, ranks, host, ranks[0] - host)
 
 
+def _teacher(engines: tuple[EngineSpec, ...]) -> EngineSpec:
+    """Beside the first engine, on its first slot."""
+    first = engines[0]
+    return EngineSpec(
+        len(engines), first.ranks[:1], first.host_rank, first.base_gpu_id, teacher=True
+    )
+
+
 def _model_parallel(cfg: Config) -> int:
     tp, pp, cp, ep = (_size(cfg, key) for key in (TP, PP, CP, EP))
     return math.lcm(tp * pp * cp, _size(cfg, ETP, tp) * ep * pp)
@@ -284,6 +314,7 @@ def describe(placement: Placement, cfg: Config) -> str:
         if p.train_ranks
         else "train:     none",
         f"engines:   {len(p.engines)} of {_count(size, 'GPU')} each"
+        + (f", and a teacher beside the first: {cfg.algo.opd_teacher_load}" if p.teacher else "")
         if p.engines
         else "engines:   none",
         f"{'node':<6}{'ranks':<12}{'train':<12}engines (GPUs of the node)",

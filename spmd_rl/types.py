@@ -44,6 +44,8 @@ class Sample:
     weight_versions: list[int] = field(
         default_factory=list
     )  # [response_length], the version that sampled it
+    # [response_length], a teacher's behind HTTP (algo.opd_type sglang)
+    teacher_log_probs: list[float] = field(default_factory=list)
     # [k, layers with experts, experts of a token]: those the engine chose for the first k tokens
     rollout_routed_experts: np.ndarray | None = field(default=None, compare=False)
     remove_sample: bool = False  # keep it in reward normalisation, but train on none of its tokens
@@ -92,6 +94,7 @@ class Batch:
     rollout_ids: np.ndarray  # [N] int64, equal for siblings
     rollout_log_probs: np.ndarray | None = None  # [R] float32
     weight_versions: np.ndarray | None = None  # [R] int32
+    teacher_log_probs: np.ndarray | None = None  # [R] float32
     truncated: np.ndarray | None = None  # [N] uint8
     # [sum of routed_lengths, layers with experts x experts of a token] uint8, or int16 beyond 256
     routed_experts: np.ndarray | None = None
@@ -129,6 +132,7 @@ PER_RESPONSE_TOKEN = (
     "loss_mask",
     "rollout_log_probs",
     "weight_versions",
+    "teacher_log_probs",
 )  # the [R] columns of a Batch
 
 
@@ -173,6 +177,11 @@ class EngineSpec:
     ranks: tuple[int, ...]  # job ranks whose GPUs it occupies, in tensor-parallel order
     host_rank: int  # the first rank of that node: the parent of the process
     base_gpu_id: int  # index of its first GPU on the node
+    teacher: bool = False  # it holds algo.opd_teacher_load's model, and generates nothing
+
+    @property
+    def name(self) -> str:
+        return "teacher" if self.teacher else f"engine {self.index}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +192,11 @@ class Placement:
     ranks_per_node: int
     train_ranks: tuple[int, ...]
     rollout_ranks: tuple[int, ...]
-    engines: tuple[EngineSpec, ...]
+    engines: tuple[EngineSpec, ...]  # those that generate
     colocate: bool
     tp: int = 1
     pp: int = 1
     cp: int = 1
     ep: int = 1
     dp: int = 1  # data-parallel width of the training ranks
+    teacher: EngineSpec | None = None

@@ -38,7 +38,9 @@ class Worker:
         Where an engine sizes its cache by the memory that it finds free, it starts only after the
         trainer that shares its GPU has been built and put aside: in `engines_ready`.
         """
-        specs = [spec for spec in self.placement.engines if spec.host_rank == self.job.rank]
+        teacher = self.placement.teacher
+        every = (*self.placement.engines, *([teacher] if teacher else []))
+        specs = [spec for spec in every if spec.host_rank == self.job.rank]
         if specs:
             key = self.job.secret.key(ENGINES)
             self.notices = control.Notices(self.job)
@@ -83,8 +85,9 @@ class Worker:
     def engine_ended(self, index: int, text: str) -> None:
         """An engine of this node ended by itself: the cause of whatever else is seen of it. Called
         by the host's own thread."""
-        if self.cfg.rollout.use_fault_tolerance:
-            assert self.host is not None
+        assert self.host is not None
+        mended = self.cfg.rollout.use_fault_tolerance and not self.host.engines[index].spec.teacher
+        if mended:
             self.notices.post([index, self.host.engines[index].starts, text])
         else:
             self.job.fail(text)

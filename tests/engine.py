@@ -38,11 +38,18 @@ def engine_host(cfg: Config, run_dir: Path, width: int = 1) -> EngineHost:
 
 
 @contextmanager
-def another_engine(engine: LiveEngine, cfg: Config, run_dir: Path, width: int = 1, **more: Any):
+def another_engine(
+    engine: LiveEngine,
+    cfg: Config,
+    run_dir: Path,
+    width: int = 1,
+    teacher: bool = False,
+    **more: Any,
+):
     """An engine forked from the process the session's engine came from: no imports to wait for."""
     host = EngineHost(
         cfg,
-        [EngineSpec(next(_indices), tuple(range(width)), 0, 0)],
+        [EngineSpec(next(_indices), tuple(range(width)), 0, 0, teacher)],
         run_dir,
         SimpleNamespace(host="127.0.0.1"),
         KEY,

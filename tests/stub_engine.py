@@ -40,6 +40,7 @@ class Addresses(NamedTuple):
     urls: list[str]
     router_url: str
     key: str
+    teacher_url: str = ""
 
 
 class StubEngine:

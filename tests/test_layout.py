@@ -42,6 +42,16 @@ def test_colocated_engines_cover_the_train_ranks():
     assert [e.base_gpu_id for e in p.engines] == [0, 2, 0, 2]
 
 
+def test_a_teacher_that_the_job_serves_lies_beside_the_first_engine():
+    algo = {"use_opd": True, "opd_type": "sglang", "opd_teacher_load": "teacher"}
+    p = place(config({"actor_num_gpus_per_node": 2}, algo=algo), 4, 4)
+    assert [e.ranks for e in p.engines] == [(2,), (3,)]
+    assert p.teacher and (p.teacher.index, p.teacher.ranks, p.teacher.host_rank) == (2, (2,), 0)
+    assert place(config({"actor_num_gpus_per_node": 2}), 4, 4).teacher is None
+    on_gpus = config({"actor_num_gpus_per_node": 2, "device": "cuda"}, algo=algo)
+    assert "give its address as reward.rm_url" in misfit(on_gpus, 4, 4)
+
+
 def test_separate_engines_never_lie_on_train_ranks():
     cfg = config({"actor_num_gpus_per_node": 4, "rollout_num_gpus_per_engine": 2})
     p = place(cfg, 8, 8)

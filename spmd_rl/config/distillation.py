@@ -19,16 +19,43 @@ def check(cfg: Config) -> Iterator[Fault]:
                 "algo.opd_teacher_load has no effect: set algo.use_opd: true",
             )
         return
-    if algo.opd_type is None or algo.opd_teacher_load is None:
+    if algo.opd_type == "sglang":
+        yield from _served(cfg)
+    elif algo.opd_type is None or algo.opd_teacher_load is None:
         yield Fault(
             ("algo.use_opd", "algo.opd_type", "algo.opd_teacher_load"),
             "algo.use_opd needs a teacher: set algo.opd_type: megatron, and algo.opd_teacher_load "
-            "to its Hugging Face directory",
+            "to its Hugging Face directory; or algo.opd_type: sglang, and that or reward.rm_url",
         )
     if algo.loss_type != "policy_loss":
         yield Fault(
             ("algo.use_opd", "algo.loss_type"),
             f"algo.use_opd has no effect with algo.loss_type {algo.loss_type}: leave one out",
+        )
+
+
+def _served(cfg: Config) -> Iterator[Fault]:
+    """A teacher behind HTTP."""
+    algo, reward = cfg.algo, cfg.reward
+    if algo.opd_teacher_load is None and reward.rm_url is None:
+        yield Fault(
+            ("algo.opd_type", "reward.rm_url", "algo.opd_teacher_load"),
+            "algo.opd_type sglang needs a teacher: give the address of its server as "
+            "reward.rm_url, or its Hugging Face directory as algo.opd_teacher_load",
+        )
+    elif algo.opd_teacher_load is None and reward.rm_type == "remote_rm":
+        yield Fault(
+            ("reward.rm_url", "reward.rm_type", "algo.opd_type"),
+            "reward.rm_url cannot be both the judge of reward.rm_type remote_rm and the teacher "
+            "of algo.opd_type sglang: let the job serve algo.opd_teacher_load, or judge by "
+            "reward.custom_rm_path",
+        )
+    if cfg.rollout.rollout_temperature != 1:
+        yield Fault(
+            ("rollout.rollout_temperature", "algo.opd_type"),
+            "algo.opd_type sglang needs rollout.rollout_temperature 1, not "
+            f"{cfg.rollout.rollout_temperature}: SGLang tells the log-probs of a prompt without "
+            "temperature. Set it to 1, or algo.opd_type: megatron",
         )
 
 

@@ -137,7 +137,8 @@ class RolloutConfig(Section):
 
 class RewardConfig(Section):
     rm_type: str | None = None  # built-in reward, such as math or deepscaler
-    rm_url: str | None = None  # the service that rm_type remote_rm asks
+    # the service that rm_type remote_rm asks; or the teacher of opd_type sglang
+    rm_url: str | None = None
     reward_key: str | None = None  # entry of the reward, when rewards are dicts
     group_rm: bool = False  # reward a prompt's samples together
     custom_rm_path: str | None = None  # function that rewards a sample (a group with group_rm)
@@ -226,9 +227,12 @@ class AlgoConfig(Section):
     keep_old_actor: bool = False
     # on-policy distillation: learn from a teacher's log-probs of the policy's own tokens
     use_opd: bool = False
-    opd_type: Literal["megatron"] | None = None  # the teacher is a model in the trainer
+    # the teacher is an SGLang server, or a model in the trainer
+    opd_type: Literal["sglang", "megatron"] | None = None
     opd_kl_coef: float = 1.0  # weight of log p_policy - log p_teacher, taken from advantages
-    opd_teacher_load: str | None = None  # HF directory of the teacher, of the policy's vocabulary
+    # HF directory of the teacher, of the policy's vocabulary; with sglang the job serves it, None:
+    # reward.rm_url is the address of one
+    opd_teacher_load: str | None = None
     # experts that the log-prob pass chose serve the updates too (R2; mixtures of experts)
     use_routing_replay: bool = False
     # experts that the engine chose serve the log-prob pass and the updates (R3)

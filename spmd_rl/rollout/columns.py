@@ -46,6 +46,7 @@ def to_batch(
         weight_versions=_flat(
             (s.weight_versions or [version] * s.response_length for s in samples), np.int32
         ),
+        teacher_log_probs=_of_teacher(samples, cfg),
         truncated=np.array([s.status is Status.TRUNCATED for s in samples], dtype=np.uint8),
         routed_experts=None if experts is None else np.concatenate(experts),
         routed_lengths=None if experts is None else np.array(list(map(len, experts)), np.int32),
@@ -114,6 +115,19 @@ def _log_probs(samples: list[Sample], cfg: Config) -> np.ndarray | None:
             "in the custom generate function"
         )
     return None
+
+
+def _of_teacher(samples: list[Sample], cfg: Config) -> np.ndarray | None:
+    """None where no teacher behind HTTP was asked."""
+    if not (cfg.algo.use_opd and cfg.algo.opd_type == "sglang"):
+        return None
+    for sample in samples:
+        if len(sample.teacher_log_probs) != sample.response_length:
+            raise ValueError(
+                f"sample {sample.index} has {len(sample.teacher_log_probs)} teacher_log_probs, but "
+                f"response_length {sample.response_length}: change neither after the teacher told"
+            )
+    return _flat((s.teacher_log_probs for s in samples), np.float32)
 
 
 def _experts(samples: list[Sample], cfg: Config) -> list[np.ndarray] | None:

@@ -18,6 +18,7 @@ from spmd_rl.types import EngineSpec
 
 CPU_KV_BYTES = 192 * 2**20  # most a CPU engine spends on its KV cache unless `sglang:` says more
 CPU_MAX_TOKENS = 2**18
+SPARE = 8  # tokens of its context that SGLang keeps from a prompt, at most
 
 
 def device_of(cfg: Config) -> str:
@@ -38,6 +39,8 @@ def server_args(
     cfg: Config, spec: EngineSpec, host: str, port: int, nccl_port: int, key: str
 ) -> dict[str, Any]:
     """ServerArgs fields of one engine. Keys of `sglang:` in the configuration win."""
+    if spec.teacher:
+        cfg = _of_teacher(cfg)
     device = device_of(cfg)
     ours = {
         "model_path": model_path(cfg),
@@ -72,6 +75,18 @@ def server_args(
     return {name: value for name, value in merged.items() if value is not None}
 
 
+def _of_teacher(cfg: Config) -> Config:
+    """What an engine reads of it that holds the teacher."""
+    assert cfg.algo.opd_teacher_load is not None
+    room = _longest(cfg) + SPARE
+    sections = {
+        "model": cfg.model.model_copy(update={"hf_checkpoint": cfg.algo.opd_teacher_load}),
+        "algo": cfg.algo.model_copy(update={"use_rollout_routing_replay": False}),
+        "rollout": cfg.rollout.model_copy(update={"rollout_max_context_len": room}),
+    }
+    return cfg.model_copy(update=sections)
+
+
 def _cpu_defaults(cfg: Config) -> dict[str, Any]:
     concurrency = min(cfg.rollout.sglang_server_concurrency, 256)
     return {
@@ -95,9 +110,17 @@ def _cpu_max_tokens(cfg: Config, concurrency: int) -> int:
     width = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
     item = 4 if dtype(cfg) == "float32" else 2
     token = 2 * shape["num_hidden_layers"] * heads * width * item
-    longest = cfg.rollout.rollout_max_context_len or shape.get("max_position_embeddings", 4096)
+    longest = _longest(cfg)
     room = min(concurrency * longest, CPU_KV_BYTES // token, CPU_MAX_TOKENS)
     return max(room, longest + 1)
+
+
+def _longest(cfg: Config) -> int:
+    """Tokens of a sample, at most."""
+    if cfg.rollout.rollout_max_context_len:
+        return cfg.rollout.rollout_max_context_len
+    shape = json.loads((Path(model_path(cfg)) / "config.json").read_text())
+    return shape.get("max_position_embeddings", 4096)
 
 
 def dtype(cfg: Config) -> str:
@@ -141,10 +164,12 @@ def environment(cfg: Config) -> dict[str, str]:
     }
 
 
-def cpu_bind(spec: EngineSpec, order: int) -> dict[str, str]:
-    """A CPU engine with tp > 1 must be told one CPU per tensor-parallel rank, else it asks for
-    NUMA nodes.
+def own_environment(spec: EngineSpec, order: int) -> dict[str, str]:
+    """What one engine needs besides. A CPU engine with tp > 1 must be told one CPU per
+    tensor-parallel rank, else it asks for NUMA nodes.
     """
+    if spec.teacher:
+        return {"SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "true"}
     width = len(spec.ranks)
     if width == 1:
         return {}

@@ -95,7 +95,7 @@ class EngineHost:
         logs = Path(run_dir) / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         self.engines = {
-            spec.index: _Engine(spec, order, logs / f"engine{spec.index}.log")
+            spec.index: _Engine(spec, order, logs / f"{spec.name.replace(' ', '')}.log")
             for order, spec in enumerate(specs)
         }
         self.ports = Ports(self.host)
@@ -142,7 +142,7 @@ class EngineHost:
         for index in self.engines if indices is None else indices:
             engine, status = self.engines[index], self.launcher.status(index)
             if status is not None:
-                raise EngineDied(describe_death(f"engine {index}", status, engine.log))
+                raise EngineDied(describe_death(engine.spec.name, status, engine.log))
 
     def stop(self) -> None:
         self.monitor.close()
@@ -154,7 +154,9 @@ class EngineHost:
         engine.ports = engine.ports or (self.ports.reserve(), self.ports.reserve())
         engine.url, engine.ready = f"http://{_bracketed(self.host)}:{engine.ports[0]}", False
         args = engine_args.server_args(self.cfg, engine.spec, self.host, *engine.ports, self.key)
-        env = engine_args.environment(self.cfg) | engine_args.cpu_bind(engine.spec, engine.order)
+        env = engine_args.environment(self.cfg) | engine_args.own_environment(
+            engine.spec, engine.order
+        )
         self.launcher.start(index, args, env, engine.log)
 
     def _wait(self, index: int, deadline: float, watched: Iterable[int] | None = None) -> None:
@@ -167,7 +169,7 @@ class EngineHost:
             engine.ready = admin.health(timeout=2.0)
             if not engine.ready and time.monotonic() > deadline:
                 raise EngineDied(
-                    f"engine {index} did not become ready in time; the end of {engine.log}:\n"
+                    f"{engine.spec.name} did not become ready in time; the end of {engine.log}:\n"
                     + tail(engine.log)
                 )
             time.sleep(0 if engine.ready else POLL_SECONDS)
@@ -181,8 +183,8 @@ class EngineHost:
                 time.sleep(0.02)
         except EngineDied as error:  # together with what it was forked from
             return str(error)
-        log = self.engines[ended.server].log
-        return describe_death(f"engine {ended.server}", status, log, ended.part)
+        engine = self.engines[ended.server]
+        return describe_death(engine.spec.name, status, engine.log, ended.part)
 
 
 def describe_death(who: str, status: int | None, log: Path, part: str = "") -> str:

@@ -23,6 +23,7 @@ class EngineAddresses(NamedTuple):
     urls: list[str]  # one per engine, in engine order
     router_url: str  # the router, or the only engine
     key: str
+    teacher_url: str = ""  # the job's own teacher, if it has one
 
 
 CACHES = ("kv_cache", "cuda_graph")  # what an engine needs besides its weights

@@ -18,6 +18,7 @@ from spmd_rl.config.schema import Config
 from spmd_rl.rollout.answers import Generated
 from spmd_rl.rollout.client import EngineClient
 from spmd_rl.rollout.routes import joined
+from spmd_rl.rollout.teacher import Teacher
 from spmd_rl.tasks import Slots
 from spmd_rl.types import Sample, Status
 
@@ -49,6 +50,7 @@ class Generator:
     def __init__(self, cfg: Config, tokenizer: Any, client: EngineClient):
         self.cfg, self.tokenizer, self.client = cfg, tokenizer, client
         self.counts = Counts()
+        self.teacher: Teacher | None = None
         self.engines = len(client.addresses.urls)
         self.stopped = False  # nothing more is generated: whoever asks gets nothing, as if aborted
         self.context = cfg.rollout.rollout_max_context_len  # tokens of prompt and response

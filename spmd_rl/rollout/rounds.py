@@ -71,6 +71,9 @@ class Rounds:
                 if len(made) == 1:
                     group[_place(group, sample)] = made[0]
             made = await see(list(chain.from_iterable(parts)))
+            if generator.teacher:
+                ended = [sample for sample in made if sample.status not in UNFINISHED]
+                await generator.teacher.tell(ended)
             if not as_group:
                 await self.scorer.group(made)
             return made

@@ -20,13 +20,15 @@ from spmd_rl.data.template import Template, load_tokenizer
 from spmd_rl.rewards.score import Scorer
 from spmd_rl.rollout import dump, evaluate, user
 from spmd_rl.rollout.answers import vocab_size
-from spmd_rl.rollout.client import Addresses, EngineClient, Tell
+from spmd_rl.rollout.client import EngineClient, Tell
 from spmd_rl.rollout.columns import in_order, to_batch
+from spmd_rl.rollout.fleet import EngineAddresses
 from spmd_rl.rollout.generate import Counts, Generator, use
 from spmd_rl.rollout.rounds import Rounds
 from spmd_rl.rollout.routes import routes
 from spmd_rl.rollout.sft import Encoder
 from spmd_rl.rollout.stats import offpolicy_share, rollout_metrics, sample_metrics
+from spmd_rl.rollout.teacher import Teacher
 from spmd_rl.types import Batch
 
 T = TypeVar("T")
@@ -74,14 +76,15 @@ class Service:
     async def num_prompts(self) -> int:
         return len(self._source())
 
-    async def connect(self, addresses: Addresses) -> None:
+    async def connect(self, addresses: EngineAddresses) -> None:
         timeout = self.cfg.rollout.rollout_request_timeout
         client = EngineClient(
             addresses, timeout, self.report, vocab_size(self.cfg), routes(self.cfg)
         )
-        if self.generator:
-            await self.generator.client.close()
+        await self._disconnect()
         self.generator = Generator(self.cfg, self.tokenizer, client)
+        if self.cfg.algo.use_opd and self.cfg.algo.opd_type == "sglang":
+            self.generator.teacher = Teacher(self.cfg, addresses.teacher_url, addresses.key)
 
     def broke(self, indices: list[int]) -> None:
         """These engines are being started again."""
@@ -126,8 +129,13 @@ class Service:
     async def close(self) -> None:
         await self._drop_ahead()
         await self.scorer.close()
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
         if self.generator:
             await self.generator.client.close()
+            if self.generator.teacher:
+                await self.generator.teacher.close()
 
     async def _or_abort(self, work: Awaitable[T]) -> T:
         """The work; if it is abandoned, the engines drop its requests."""
@@ -163,6 +171,8 @@ class Service:
         samples = in_order(made.samples)
         dump.save(cfg.debug.save_debug_rollout_data, rollout, samples)
         trained, rewards = await self.functions.train_data(samples)
+        if self.generator and self.generator.teacher:  # of what a function of the user's made
+            await self.generator.teacher.tell(trained)
         batch = to_batch([trained], cfg, version, rewards)
         ours = rollout_metrics(made.samples, batch.raw_rewards, cfg, counts, seconds, engines)
         if cfg.rollout.partial_rollout:

@@ -60,6 +60,8 @@ class RolloutData:
             self.rollout_log_probs = torch.from_numpy(batch.rollout_log_probs).float().to(device)
         self.ref_log_probs: Tensor | None = None
         self.teacher_log_probs: Tensor | None = None
+        if batch.teacher_log_probs is not None:
+            self.teacher_log_probs = torch.from_numpy(batch.teacher_log_probs).to(device)
         self.opd_reverse_kl: Tensor | None = None  # of the policy from the teacher
         self.old_log_probs: Tensor | None = None  # None: those of the step itself
         self.recomputed = False  # the next two are of the weights that sampled, all of them

@@ -202,6 +202,15 @@ def test_one_sentence_for_one_mistake(word: str, parts: list[str], tmp_path: Pat
             ["use_opd=true", "opd_type=megatron", "opd_teacher_load=x"],
             "opd_teacher_load 'x' is not",
         ),
+        (["use_opd=true", "opd_type=sglang"], "algo.opd_type sglang needs a teacher"),
+        (
+            ["use_opd=true", "opd_type=sglang", "rm_url=http://x", "rm_type=remote_rm"],
+            "reward.rm_url cannot be both the judge",
+        ),
+        (
+            ["use_opd=true", "opd_type=sglang", "rm_url=http://x", "rollout_temperature=0.7"],
+            "needs rollout.rollout_temperature 1, not 0.7",
+        ),
         (["use_routing_replay=true"], "algo.use_routing_replay needs a mixture of experts"),
         (["use_rollout_routing_replay=true", "loss_type=sft_loss"], "has no effect with"),
     ],

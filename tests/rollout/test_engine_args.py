@@ -60,6 +60,8 @@ def test_environments_differ_by_device_and_keep_the_working_directory_out():
 
 
 def test_cpu_engines_over_several_ranks_get_a_cpu_for_each():
-    assert engine_args.cpu_bind(EngineSpec(0, (0,), 0, 0), 0) == {}
-    bind = engine_args.cpu_bind(EngineSpec(1, (2, 3), 0, 2), 1)["SGLANG_CPU_OMP_THREADS_BIND"]
+    assert engine_args.own_environment(EngineSpec(0, (0,), 0, 0), 0) == {}
+    bind = engine_args.own_environment(EngineSpec(1, (2, 3), 0, 2), 1)[
+        "SGLANG_CPU_OMP_THREADS_BIND"
+    ]
     assert len(bind.split("|")) == 2
