@@ -304,6 +304,21 @@ def _refuse_unsupported(hf: dict[str, Any], family: Family) -> None:
             raise ValueError(f"model.hf_checkpoint: {what} is not supported")
 
 
+def same_shape(one: Architecture, other: Architecture, values: bool = False) -> bool:
+    """Whether the weights of one fit into the other, and mean the same there. `values`: a value
+    layer stands in place of the output layer, so nothing is tied.
+    """
+    names = [
+        "family",
+        "vocab_size",
+        "rope",
+        "transformer",
+        "post_norms",
+        *([] if values else ["tied"]),
+    ]
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
 def contradictions(architecture: Architecture, megatron: dict[str, Any]) -> list[str]:
     """Sentences for `megatron:` keys that disagree with the checkpoint."""
     faults = []

@@ -107,16 +107,11 @@ class Learner:
         """This rank's part of a Hugging Face directory's weights. A value layer that it does not
         hold stays as it is."""
         held = hf.tensor_names(directory) if self.values else ()
-        hf.load(
-            directory,
-            [
-                (name, tensor)
-                for name, tensor in export.named_tensors(self.chunks)
-                if not self.values
-                or name not in VALUE_LAYER
-                or self.names.entry(name).hf_names[0] in held
-            ],
-            self.names,
-            (self.groups.tp_rank, self.groups.tp_size),
-            (self.groups.etp_rank, self.groups.etp_size),
+        tensors = (
+            (name, tensor)
+            for name, tensor in export.named_tensors(self.chunks)
+            if not self.values
+            or name not in VALUE_LAYER
+            or self.names.entry(name).hf_names[0] in held
         )
+        model.read_weights(directory, tensors, self.names, self.groups)

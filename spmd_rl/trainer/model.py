@@ -11,6 +11,7 @@ import dataclasses
 import importlib.util
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from spmd_rl.architecture import Architecture, contradictions
 from spmd_rl.trainer.parallel import Groups
 from spmd_rl.trainer.specs import block_spec
+from spmd_rl.weights import hf
 from spmd_rl.weights.names import NameMap
 
 
@@ -229,3 +231,14 @@ class _OutputRows:
         if layer.rows is not None:
             hidden = hidden.index_select(0, layer.rows)
         return (hidden, *args[1:])
+
+
+def read_weights(
+    directory: str | Path,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    names: NameMap,
+    groups: Groups,
+) -> None:
+    """Fill this rank's `tensors` (by global Megatron name) from a Hugging Face directory."""
+    split, experts = (groups.tp_rank, groups.tp_size), (groups.etp_rank, groups.etp_size)
+    hf.load(directory, tensors, names, split, experts)
