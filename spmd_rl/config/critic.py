@@ -5,11 +5,11 @@ Comes in: a `Config`; goes out: faults. What belongs to every estimator is in ch
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from spmd_rl import architecture
+from spmd_rl.config import model_files
 from spmd_rl.config.errors import Fault
 from spmd_rl.config.schema import SECTIONS, Config
 
@@ -55,19 +55,12 @@ def check_files(cfg: Config) -> Iterator[Fault]:
             "one, or leave it out to begin with the actor's weights",
         )
         return
-    try:
-        hf = json.loads((folder / "config.json").read_text())
-        architecture.check_trainable(hf)
-        critic = architecture.parse(hf)
-    except (ValueError, KeyError) as error:
-        yield Fault((key,), f"{key} {folder} cannot be trained as a critic ({error}): give another")
-        return
+    critic = yield from model_files.trainable(key, str(folder), "trained as a critic")
     try:
         actor = architecture.read_shape(cfg.model.hf_checkpoint)
     except (ValueError, KeyError):
         return  # said already
-    same = ("family", "vocab_size", "transformer", "rope")
-    if any(getattr(critic, name) != getattr(actor, name) for name in same):
+    if critic is not None and not architecture.same_shape(critic, actor, values=True):
         yield Fault(
             (key, "model.hf_checkpoint"),
             f"{key} {folder} has another architecture than model.hf_checkpoint "

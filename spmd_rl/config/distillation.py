@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from spmd_rl.config import model_files
 from spmd_rl.config.errors import Fault
 from spmd_rl.config.schema import Config
 
@@ -59,14 +60,21 @@ def _served(cfg: Config) -> Iterator[Fault]:
         )
 
 
-def check_tokens(cfg: Config, teacher: Path) -> Iterator[Fault]:
-    """A teacher with another tokenizer would judge other words."""
-    ours, theirs = _vocabulary(Path(cfg.model.hf_checkpoint)), _vocabulary(teacher)
-    if ours is not None and theirs is not None and ours != theirs:
+def check_files(cfg: Config) -> Iterator[Fault]:
+    """Whether algo.opd_teacher_load is a model of the same words."""
+    key, path = "algo.opd_teacher_load", cfg.algo.opd_teacher_load
+    if not cfg.algo.use_opd or path is None:
+        return
+    if cfg.algo.opd_type == "sglang":
+        found = yield from model_files.read(key, path)
+    else:
+        found = yield from model_files.trainable(key, path, "a teacher in the trainer")
+    ours, theirs = _vocabulary(Path(cfg.model.hf_checkpoint)), _vocabulary(Path(path))
+    if found is not None and ours is not None and theirs is not None and ours != theirs:
         yield Fault(
-            ("algo.opd_teacher_load", "model.hf_checkpoint"),
-            f"algo.opd_teacher_load {teacher} has another vocabulary than model.hf_checkpoint: "
-            "choose a teacher with the same tokenizer",
+            (key, "model.hf_checkpoint"),
+            f"{key} {path} has another vocabulary than model.hf_checkpoint: choose a teacher with "
+            "the same tokenizer",
         )
 
 

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from spmd_rl import architecture, layout
-from spmd_rl.config import critic, debug, distillation, evaluation, hooks, parallel, routing
+from spmd_rl.config import (
+    critic,
+    debug,
+    distillation,
+    evaluation,
+    hooks,
+    model_files,
+    parallel,
+    routing,
+)
 from spmd_rl.config.errors import Fault
 from spmd_rl.config.schema import Config
 from spmd_rl.data.paths import split_slice
@@ -36,6 +45,7 @@ ARCHITECTURE = {
 def check(cfg: Config) -> Iterator[Fault]:
     yield from _models(cfg)
     yield from critic.check_files(cfg)
+    yield from distillation.check_files(cfg)
     yield from _data(cfg)
     yield from hooks.check(cfg)
     yield from debug.check_files(cfg)
@@ -43,7 +53,7 @@ def check(cfg: Config) -> Iterator[Fault]:
 
 def _models(cfg: Config) -> Iterator[Fault]:
     model = cfg.model
-    config = yield from _checkpoint("model.hf_checkpoint", model.hf_checkpoint)
+    config = yield from model_files.read("model.hf_checkpoint", model.hf_checkpoint)
     folder = Path(model.hf_checkpoint)
     if config is not None:
         if not any((folder / name).is_file() for name in TOKENIZERS):
@@ -56,17 +66,7 @@ def _models(cfg: Config) -> Iterator[Fault]:
     weights = folder
     if model.ref_load is not None:
         weights = Path(model.ref_load)
-        config = yield from _checkpoint("model.ref_load", model.ref_load)
-    teacher = cfg.algo.opd_teacher_load
-    if cfg.algo.use_opd and teacher is not None:
-        theirs = yield from _checkpoint("algo.opd_teacher_load", teacher)
-        if theirs is not None:
-            try:
-                architecture.check_trainable(theirs)
-                architecture.parse(theirs)
-            except (KeyError, ValueError) as error:
-                yield Fault(("algo.opd_teacher_load",), f"algo.opd_teacher_load {teacher}: {error}")
-            yield from distillation.check_tokens(cfg, Path(teacher))
+        config = yield from model_files.read("model.ref_load", model.ref_load)
     if config is not None:
         try:
             architecture.check_trainable(config)
@@ -75,26 +75,6 @@ def _models(cfg: Config) -> Iterator[Fault]:
     if config is not None and not any(weights.glob("*.safetensors")):
         key = "model.hf_checkpoint" if model.ref_load is None else "model.ref_load"
         yield Fault((key,), f"{key} {weights} holds no .safetensors file: add the weights to it")
-
-
-def _checkpoint(key: str, path: str) -> Iterator[Fault]:
-    """Faults of an HF directory; returns what its config.json says, None when it says nothing."""
-    folder = Path(path)
-    if not folder.is_dir():
-        yield Fault(
-            (key,),
-            f"{key} '{path}' is not a directory: give the path of a downloaded Hugging Face model",
-        )
-        return None
-    try:
-        return json.loads((folder / "config.json").read_text())
-    except OSError:
-        yield Fault(
-            (key,), f"{key} {folder} has no config.json: give a Hugging Face model directory"
-        )
-    except ValueError as error:
-        yield Fault((key,), f"{key} {folder}/config.json is not JSON ({error}): copy it again")
-    return None
 
 
 def _architecture(cfg: Config, config: dict[str, Any]) -> Iterator[Fault]:
