@@ -78,7 +78,7 @@ def server_args(
 def _of_teacher(cfg: Config) -> Config:
     """What an engine reads of it that holds the teacher."""
     assert cfg.algo.opd_teacher_load is not None
-    room = _longest(cfg) + SPARE
+    room = _positions(cfg) + SPARE  # a function of the user's may exceed rollout_max_context_len
     sections = {
         "model": cfg.model.model_copy(update={"hf_checkpoint": cfg.algo.opd_teacher_load}),
         "algo": cfg.algo.model_copy(update={"use_rollout_routing_replay": False}),
@@ -110,15 +110,13 @@ def _cpu_max_tokens(cfg: Config, concurrency: int) -> int:
     width = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
     item = 4 if dtype(cfg) == "float32" else 2
     token = 2 * shape["num_hidden_layers"] * heads * width * item
-    longest = _longest(cfg)
+    longest = cfg.rollout.rollout_max_context_len or _positions(cfg)
     room = min(concurrency * longest, CPU_KV_BYTES // token, CPU_MAX_TOKENS)
     return max(room, longest + 1)
 
 
-def _longest(cfg: Config) -> int:
-    """Tokens of a sample, at most."""
-    if cfg.rollout.rollout_max_context_len:
-        return cfg.rollout.rollout_max_context_len
+def _positions(cfg: Config) -> int:
+    """Tokens that the model can read."""
     shape = json.loads((Path(model_path(cfg)) / "config.json").read_text())
     return shape.get("max_position_embeddings", 4096)
 

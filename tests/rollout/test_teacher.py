@@ -31,11 +31,8 @@ def taught():
 @pytest.fixture(scope="module")
 def addresses(engine, taught, tmp_path_factory):
     """An engine that generates, and one as the job starts it for `algo.opd_teacher_load`."""
-    cfg = engine_config(
-        engine.model,
-        algo=OPD | {"opd_teacher_load": str(taught)},
-        rollout={"rollout_max_context_len": CONTEXT},
-    )
+    policy = tiny_model("qwen3", positions=CONTEXT)
+    cfg = engine_config(policy, algo=OPD | {"opd_teacher_load": str(taught)})
     with another_engine(engine, cfg, tmp_path_factory.mktemp("teacher"), teacher=True) as host:
         [(_, url)] = host.wait_ready(120)
         yield EngineAddresses([engine.url], engine.url, KEY, url)
@@ -51,7 +48,7 @@ def test_a_teacher_tells_its_log_probs_of_every_response_token(
         rollout={
             "custom_generate_function_path": hook,
             "rollout_max_context_len": CONTEXT,
-            "rollout_max_response_len": CONTEXT,  # some fill the context
+            "rollout_max_response_len": 8 if hook else CONTEXT,  # some fill the context
         },
         algo=OPD | {"opd_teacher_load": str(taught)},
     )
