@@ -89,7 +89,13 @@ def print_plan(args: Args) -> None:
 def _memory(args: Args) -> str:
     try:
         model = planner.find_architecture(args.cfg, args.config)
-        found = planner.plan(args.cfg, args.placement, model, planner.GPUS[args.gpu])
+        found = planner.plan(
+            args.cfg,
+            args.placement,
+            model,
+            planner.GPUS[args.gpu],
+            teacher=planner.find_teacher(args.cfg),
+        )
     except ValueError as error:
         return str(error)
     return planner.describe(found, args.placement.ranks_per_node)

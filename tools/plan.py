@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from spmd_rl.config import ConfigError, load
-from spmd_rl.planner import GPUS, describe, find_architecture, plan
+from spmd_rl.planner import GPUS, describe, find_architecture, find_teacher, plan
 
 GiB = 1024**3
 
@@ -50,7 +50,7 @@ def main() -> None:
         if options.gpu_memory:
             gpu = dataclasses.replace(gpu, memory=int(options.gpu_memory * GiB))
         architecture = find_architecture(cfg, options.config)
-        found = plan(cfg, placement, architecture, gpu, options.mean_length)
+        found = plan(cfg, placement, architecture, gpu, options.mean_length, find_teacher(cfg))
     except ConfigError as error:
         sys.exit("\n".join(error.faults))
     except ValueError as error:

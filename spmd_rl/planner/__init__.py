@@ -10,7 +10,7 @@ from spmd_rl.config.schema import Config
 from spmd_rl.planner.memory import GPUS, Gpu, Plan, Stage, plan
 from spmd_rl.planner.table import describe
 
-__all__ = ["GPUS", "Gpu", "Plan", "Stage", "describe", "find_architecture", "plan"]
+__all__ = ["GPUS", "Gpu", "Plan", "Stage", "describe", "find_architecture", "find_teacher", "plan"]
 
 
 def find_architecture(cfg: Config, config: str | Path) -> architecture.Architecture:
@@ -29,3 +29,14 @@ def find_architecture(cfg: Config, config: str | Path) -> architecture.Architect
         f"model.hf_checkpoint: neither {places[0]} nor {places[1]} exists; give a Hugging Face "
         "directory, of which config.json is enough to plan"
     )
+
+
+def find_teacher(cfg: Config) -> architecture.Architecture | None:
+    """That of a teacher in the trainer; None without one, and where its directory is not there yet:
+    then it counts as one of the policy's shape.
+    """
+    algo = cfg.algo
+    if not algo.use_opd or algo.opd_type != "megatron" or algo.opd_teacher_load is None:
+        return None
+    path = Path(algo.opd_teacher_load) / "config.json"
+    return architecture.parse(json.loads(path.read_text())) if path.is_file() else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from spmd_rl.architecture import Architecture
+from spmd_rl.architecture import Architecture, same_shape
 from spmd_rl.architecture import stages as stages_of
 from spmd_rl.config.schema import Config
 from spmd_rl.planner import shape
@@ -56,6 +56,8 @@ class Stage:
     gradients: int
     optimizer: int
     critic: int  # weights, gradients and optimizer of ppo's critic; 0 without one
+    teacher: int  # weights of a distillation's that has not the policy's shape
+    replay: int  # a rollout's experts, for routing replay
     activations: int
     logits: int
     engine: int  # weights and cache of the engine's part on this rank
@@ -100,15 +102,12 @@ def plan(
     architecture: Architecture,
     gpu: Gpu,
     mean_length: int | None = None,
+    teacher: Architecture | None = None,
 ) -> Plan:
-    """What the run needs. ValueError in a sentence where layers do not divide over stages."""
+    """What the run needs. ValueError in a sentence where layers do not divide over stages.
+    `teacher`: of a distillation in the trainer, where it is known."""
     megatron = cfg.megatron
-    etp = int(megatron.get("expert_tensor_parallel_size") or placement.tp)
-    experts = any(architecture.expert_layers)
-    sequence = megatron.get("sequence_parallel", experts)
-    split = Split(
-        placement.tp, placement.ep if experts else 1, etp, placement.tp if sequence else 1
-    )
+    split = _split(cfg, placement, architecture)
     tokens = _micro_batch_tokens(cfg, architecture)
     mean_length = mean_length or _mean_length(cfg, architecture)
     step = cfg.train.global_batch_size or 1
@@ -118,10 +117,12 @@ def plan(
     else:
         micro_batches = -(-per_rank // cfg.train.micro_batch_size)
     engine_weights, engine, cache_tokens = _engine(cfg, placement, architecture, gpu)
+    if teacher is not None and same_shape(teacher, architecture):
+        teacher = None
     stages = [
         _stage(
             cfg, placement, architecture, split, index, kinds, tokens, micro_batches,
-            engine, engine_weights,
+            engine, engine_weights, teacher, mean_length,
         )
         for index, kinds in enumerate(stages_of(architecture, megatron, placement.pp))
     ]  # fmt: skip
@@ -142,6 +143,13 @@ def plan(
         * (2 if cfg.use_critic else 1),
         efficiency=_efficiency(cfg, placement, architecture, micro_batches),
     )
+
+
+def _split(cfg: Config, placement: Placement, architecture: Architecture) -> Split:
+    etp = int(cfg.megatron.get("expert_tensor_parallel_size") or placement.tp)
+    experts = any(architecture.expert_layers)
+    sequence = cfg.megatron.get("sequence_parallel", experts)
+    return Split(placement.tp, placement.ep if experts else 1, etp, placement.tp if sequence else 1)
 
 
 def _micro_batch_tokens(cfg: Config, architecture: Architecture) -> int:
@@ -178,6 +186,8 @@ def _stage(
     micro_batches: int,
     engine: int,
     engine_weights: int,
+    teacher: Architecture | None,
+    mean_length: int,
 ) -> Stage:
     megatron, pp = cfg.megatron, placement.pp
     item = 2 if megatron.get("bf16") or megatron.get("fp16") else 4
@@ -188,6 +198,11 @@ def _stage(
         theirs = count(architecture, split, index, kinds, pp, values=True)
         *on_device, hosted = _learner(cfg, placement, split, theirs, item)
         critic, on_host = sum(on_device), on_host + hosted
+    second = 0
+    if teacher is not None:
+        theirs = stages_of(teacher, megatron, pp)[index]
+        second = item * count(teacher, _split(cfg, placement, teacher), index, theirs, pp).total
+    replay, told = _replay(cfg, placement, architecture, kinds, mean_length)
     last = index == pp - 1
     held = _in_flight(megatron, pp, index, micro_batches)
     activations = int(_activations(cfg, architecture, split, kinds, item, held) * tokens)
@@ -203,29 +218,49 @@ def _stage(
     asleep = bool(place.offload_train)
     if not placement.colocate:
         engine = engine_weights = 0
-    resting = 0 if asleep else training + critic
-    actor, beside = training + activations + logits, ALLOWANCE
+    resting = 0 if asleep else training + critic + second
+    actor, beside = training + second + replay + activations + logits, ALLOWANCE
     if placement.engines and placement.colocate:
         beside += RESIDUE if place.offload_rollout else engine
     # actor and critic take turns, but are saved together
     phases["train"] = (max(actor, critic + activations) if asleep else actor + critic) + beside
     if critic and asleep and cfg.checkpoint.save_interval:
-        phases["save"] = training + critic + beside
+        phases["save"] = training + second + critic + beside
     if placement.engines and placement.colocate:
         phases["push"] = weights + (0 if asleep else gradients + optimizer + critic) + bucket
+        phases["push"] += second
         phases["push"] += engine_weights if place.offload_rollout else engine
         phases["push"] += ALLOWANCE
         phases["generate"] = resting + engine + ALLOWANCE
     elif placement.engines:
-        phases["push"] = training + (0 if asleep else critic) + bucket + ALLOWANCE
-    host = on_host + (training + critic if asleep else 0)
+        phases["push"] = training + second + (0 if asleep else critic) + bucket + ALLOWANCE
+    host = on_host + (training + critic + second if asleep else 0) + told
     algo = cfg.algo
-    if algo.loss_type == "policy_loss" and (algo.use_kl_loss or algo.kl_coef):
-        host += 2 * weights  # the reference's, and the model's own while they are swapped
+    held = int(algo.loss_type == "policy_loss" and bool(algo.use_kl_loss or algo.kl_coef))
+    held += int(algo.use_opd and algo.opd_type == "megatron" and teacher is None)
+    if held:  # the reference's, a teacher's, and the model's own while they are swapped
+        host += (held + 1) * weights
     return Stage(
-        len(kinds), parameters, weights, gradients, optimizer, critic, activations, logits,
-        engine, bucket, host, phases,
+        len(kinds), parameters, weights, gradients, optimizer, critic, second, replay,
+        activations, logits, engine, bucket, host, phases,
     )  # fmt: skip
+
+
+def _replay(
+    cfg: Config, placement: Placement, architecture: Architecture, kinds: list[bool], length: int
+) -> tuple[int, int]:
+    """Experts of a rollout's tokens that routing replay keeps: on the device those of the stage's
+    layers, on the host those that engines told of all.
+    """
+    algo, experts = cfg.algo, architecture.transformer.get("num_moe_experts") or 0
+    if not experts or not (algo.use_routing_replay or algo.use_rollout_routing_replay):
+        return 0, 0
+    samples = cfg.rollout.rollout_batch_size * cfg.rollout.n_samples_per_prompt
+    tokens = -(-samples // placement.dp) * length
+    layer = architecture.transformer["moe_router_topk"] * (1 if experts <= 256 else 2)
+    told = tokens * sum(architecture.expert_layers) * layer
+    known = 1  # a byte says of which tokens they are known
+    return tokens * (sum(kinds) * layer + known), told * algo.use_rollout_routing_replay
 
 
 def count(

@@ -10,6 +10,8 @@ PARTS = (
     "gradients",
     "optimizer",
     "critic",
+    "teacher",
+    "replay",
     "activations",
     "logits",
     "engine",
@@ -79,9 +81,13 @@ def _advice(plan: Plan, stage: Stage, phase: str) -> str:
         if stage.engine > plan.gpu.memory - ALLOWANCE or plan.cache_tokens == 0:
             return "raise placement.rollout_num_gpus_per_engine"
         return "lower sglang.mem_fraction_static, or set placement.offload_train: true"
-    largest = max(PARTS[:6], key=lambda part: getattr(stage, part))
+    largest = max(PARTS[:8], key=lambda part: getattr(stage, part))
     if largest == "critic":
         return "set placement.offload_train: true, start more ranks, or raise the parallel sizes"
+    if largest == "teacher":
+        return "set algo.opd_type: sglang, start more ranks, or raise the parallel sizes"
+    if largest == "replay":
+        return "lower rollout.rollout_batch_size, or start more ranks"
     if largest == "activations":
         return (
             "lower train.max_tokens_per_gpu, set megatron.recompute_granularity: full with "

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from spmd_rl import architecture, planner
 from tests.models import tiny_model
 from tests.ranks import run_ranks
-from tests.trainer.cases import Ranks, config, ok, ragged_batch
+from tests.trainer.cases import Ranks, config, ok, placement, ragged_batch
 from tests.trainer.test_layouts import size
 
 EXPERTS, TOPK, LAYERS = 8, 2, 4
@@ -65,6 +66,9 @@ def rank_replay(model: str, folder: str) -> None:
             trainer = ranks.trainer(cfg, **sizes)
             metrics = ranks.train(trainer, routed_batch())
             ranks.keep(folder, f"told-{layout}", (metrics, ranks.gradients(trainer)))
+            held = trainer.replay
+            size = held.known.nbytes + held.chosen.nbytes
+            ranks.keep(folder, f"bytes-{layout}", (len(held.known), size))
 
             cfg = configuration(model, layout, use_routing_replay=True)
             cfg.train.global_batch_size = 5  # several steps: routes would move between them
@@ -85,6 +89,24 @@ def results(tmp_path_factory):
 
 
 LAYOUTS = [layout for sizes in SIZES.values() for layout in sizes if layout != "one"]
+
+
+@pytest.mark.parametrize("layout", ["one", "pp2", "dp2", "tp2_ep2"])
+def test_the_planner_foretells_the_bytes_of_experts(results, layout):
+    model, kept = results
+    tokens, size = kept[f"bytes-{layout}"]
+    [(world, sizes)] = [(world, of[layout]) for world, of in SIZES.items() if layout in of]
+    cfg, where = (
+        configuration(str(model), layout, use_routing_replay=True),
+        placement(world, **sizes),
+    )
+    cfg.rollout.rollout_batch_size, cfg.rollout.n_samples_per_prompt = where.dp, 1
+    found = planner.plan(cfg, where, architecture.read(model), planner.GPUS["h100"], tokens)
+    assert found.stages[0].replay == size
+    told = configuration(str(model), layout, use_rollout_routing_replay=True)
+    told.rollout = cfg.rollout
+    more = planner.plan(told, where, architecture.read(model), planner.GPUS["h100"], tokens)
+    assert more.stages[0].host - found.stages[0].host == tokens * LAYERS * TOPK
 
 
 @pytest.mark.parametrize("kind", ["told", "own"])

@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 
+from spmd_rl import architecture, planner
 from tests.models import tiny_model
 from tests.ranks import run_ranks
-from tests.trainer.cases import Ranks, config, ok, ragged_batch
+from tests.trainer.cases import Ranks, config, ok, placement, ragged_batch
 from tests.trainer.test_layouts import size
 
 COEF = 0.5
@@ -35,6 +36,9 @@ def rank_teachers(student: str, teachers: str, folder: str) -> None:
                 trainer = ranks.trainer(configuration(student, teacher), **sizes)
                 metrics = ranks.train(trainer, ragged_batch(siblings=False))
                 ranks.keep(folder, f"{name}-{layout}", (metrics, ranks.gradients(trainer)))
+                chunks = trainer.teacher.passes.chunks
+                held = sum(p.nbytes for chunk in chunks for p in chunk.parameters())
+                ranks.keep(folder, f"bytes-{name}-{layout}", held)
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +93,26 @@ def test_loss_and_gradients_are_those_written_down(results, name):
         assert metrics["train/opd_reverse_kl"][0] == pytest.approx(reverse, rel=1e-5), layout
         off = [gradients[key] - value for key, value in want.items()]
         assert size(off) <= 1e-5 * size(want.values()), layout
+
+
+def test_the_planner_foretells_the_teachers_bytes(results):
+    """One of another shape is on the device; one of the policy's waits on the host."""
+    student, teachers, kept = results
+    for world, layouts in LAYOUTS.items():
+        for layout, sizes in layouts.items():
+            found = {}
+            for name, teacher in {**teachers, "none": None}.items():
+                cfg = configuration(student, teacher or student)
+                cfg.algo.use_opd = teacher is not None
+                found[name] = planner.plan(
+                    cfg,
+                    placement(world, **sizes),
+                    architecture.read(student),
+                    planner.GPUS["h100"],
+                    teacher=planner.find_teacher(cfg),
+                ).stages[0]
+            assert found["larger"].teacher == kept[f"bytes-larger-{layout}"], layout
+            more = found["larger"].phases["train"] - found["none"].phases["train"]
+            assert more == found["larger"].teacher
+            assert found["same"].teacher == 0
+            assert found["same"].host - found["none"].host == 2 * found["same"].weights
