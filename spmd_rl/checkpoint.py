@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -20,12 +19,12 @@ from typing import Any
 
 from spmd_rl import disk
 from spmd_rl.config import Config
+from spmd_rl.config.stored import complete, number
 from spmd_rl.control import Explained, Workers
 from spmd_rl.fingerprint import fingerprint
 from spmd_rl.rollout.fleet import Engines
 from spmd_rl.runlog import RunLog
 
-NAME = re.compile(r"rollout_(\d{6,})")
 STATE = "state.json"
 FORMAT = 1
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -173,19 +172,6 @@ def remove(path: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     path.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def number(path: Path) -> int:
-    """Rollouts done before the checkpoint of this name."""
-    found = NAME.fullmatch(path.name)
-    return int(found.group(1)) if found else -1
-
-
-def complete(root: Path) -> list[Path]:
-    """Directories below `root` that are named as checkpoints, oldest first."""
-    if not root.is_dir():
-        return []
-    return sorted((path for path in root.iterdir() if number(path) >= 0), key=number)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spmd_rl.checkpoint import Damaged, State, complete, directory, number, read
+from spmd_rl.checkpoint import Damaged, State, directory, read
 from spmd_rl.config import Config
+from spmd_rl.config.stored import complete, number, of_megatron
 from spmd_rl.control import Explained
 from spmd_rl.fingerprint import differences, fingerprint, model
 
-TRACKER = "latest_checkpointed_iteration.txt"  # Megatron's
 SHOWN = 60  # letters of a value in a sentence
 
 
@@ -65,8 +65,8 @@ def _load(cfg: Config, root: Path) -> Start:
     if (root / "config.json").is_file():
         _same_model(root, model(_first(cfg)), model(str(root)))
         return Start("", weights=str(root), notes=(f"first weights: {root}",))
-    if (root / TRACKER).is_file() or (root / "metadata.json").is_file():
-        path = _megatron(root, wanted.ckpt_step)
+    if path := of_megatron(root, wanted.ckpt_step):
+        _check_megatrons(path)
         note = f"Megatron's checkpoint {path}: its weights are taken, and nothing else"
         return Start("", model=str(path), optimizer=False, random=False, notes=(note,))
     notes: list[str] = []
@@ -131,18 +131,12 @@ def _used(notes: list[str], path: Path) -> tuple[str, ...]:
     return (*notes, f"{path} is used instead") if notes else ()
 
 
-def _megatron(root: Path, step: int | None) -> Path:
-    """The directory of one of Megatron's own checkpoints."""
-    if (root / "metadata.json").is_file():
-        return root
-    word = (root / TRACKER).read_text().strip() if step is None else str(step)
-    path = root / (f"iter_{int(word):07d}" if word.isdigit() else word)
+def _check_megatrons(path: Path) -> None:
     if not (path / "metadata.json").is_file():
         raise Explained(
             f"checkpoint.load: {path} is no torch_dist checkpoint: convert it, or name a Hugging "
             "Face directory"
         )
-    return path
 
 
 def _first(cfg: Config) -> str:

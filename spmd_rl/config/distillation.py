@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from spmd_rl.config import model_files
+from spmd_rl.config import model_files, stored
 from spmd_rl.config.errors import Fault
 from spmd_rl.config.schema import Config
 
@@ -14,11 +14,12 @@ from spmd_rl.config.schema import Config
 def check(cfg: Config) -> Iterator[Fault]:
     algo = cfg.algo
     if not algo.use_opd:
-        if algo.opd_teacher_load is not None:
-            yield Fault(
-                ("algo.opd_teacher_load", "algo.use_opd"),
-                "algo.opd_teacher_load has no effect: set algo.use_opd: true",
-            )
+        for key in ("opd_teacher_load", "opd_teacher_ckpt_step"):
+            if getattr(algo, key) is not None:
+                yield Fault(
+                    (f"algo.{key}", "algo.use_opd"),
+                    f"algo.{key} has no effect: set algo.use_opd: true",
+                )
         return
     if algo.opd_type == "sglang":
         yield from _served(cfg)
@@ -64,6 +65,16 @@ def check_files(cfg: Config) -> Iterator[Fault]:
     """Whether algo.opd_teacher_load is a model of the same words."""
     key, path = "algo.opd_teacher_load", cfg.algo.opd_teacher_load
     if not cfg.algo.use_opd or path is None:
+        return
+    step = cfg.algo.opd_teacher_ckpt_step
+    if cfg.algo.opd_type == "megatron" and stored.weights(path, step) is not None:
+        return  # of the policy's shape: the trainer will see
+    if step is not None:
+        yield Fault(
+            ("algo.opd_teacher_ckpt_step", key),
+            f"algo.opd_teacher_ckpt_step {step}: {key} {path} holds no such torch_dist checkpoint "
+            "for algo.opd_type megatron: name another step, or leave it out",
+        )
         return
     if cfg.algo.opd_type == "sglang":
         found = yield from model_files.read(key, path)

@@ -230,9 +230,11 @@ class AlgoConfig(Section):
     # the teacher is an SGLang server, or a model in the trainer
     opd_type: Literal["sglang", "megatron"] | None = None
     opd_kl_coef: float = 1.0  # weight of log p_policy - log p_teacher, taken from advantages
-    # HF directory of the teacher, of the policy's vocabulary; with sglang the job serves it, None:
-    # reward.rm_url is the address of one
+    # HF directory of the teacher, of the policy's vocabulary, or with megatron a torch_dist one of
+    # the policy's shape; with sglang the job serves it, None: reward.rm_url is the address of one
     opd_teacher_load: str | None = None
+    # which checkpoint of a torch_dist opd_teacher_load; None: the newest
+    opd_teacher_ckpt_step: int | None = Field(default=None, ge=0)
     # experts that the log-prob pass chose serve the updates too (R2; mixtures of experts)
     use_routing_replay: bool = False
     # experts that the engine chose serve the log-prob pass and the updates (R3)

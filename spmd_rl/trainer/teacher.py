@@ -1,6 +1,6 @@
 """The teacher of on-policy distillation: log-probs of the student's tokens from another model.
 
-In: a Hugging Face directory. A teacher of the student's shape is held on the host and swapped into
+In: a Hugging Face directory, or a torch_dist one of the student's shape. A teacher of the student's shape is held on the host and swapped into
 its place, as the reference model is; one of another shape is a second model on the same ranks.
 Collective over the train ranks. Knows no losses.
 """
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from spmd_rl import architecture
+from spmd_rl.config import stored
 from spmd_rl.config.schema import Config
-from spmd_rl.trainer import model
+from spmd_rl.trainer import checkpoint, model
 from spmd_rl.trainer.data import RolloutData
 from spmd_rl.trainer.heads import PolicyHead
 from spmd_rl.trainer.learner import Learner
@@ -29,12 +30,17 @@ class Teacher:
     def __init__(self, cfg: Config, student: Learner, groups: Groups, device: torch.device):
         assert cfg.algo.opd_teacher_load is not None
         directory = cfg.algo.opd_teacher_load
-        found = architecture.read(directory)
         self.weights: Reference | None = None
         self.cfg, self.passes = cfg, student.passes
+        saved = stored.weights(directory, cfg.algo.opd_teacher_ckpt_step)
+        found = student.architecture if saved else architecture.read(directory)
         if architecture.same_shape(found, student.architecture):
             now = Reference(student.chunks)
-            student.read(directory)
+            if saved:
+                learned = checkpoint.Model(student.chunks, None, None)
+                checkpoint.load(saved, {"actor": learned}, groups, random=False)
+            else:
+                student.read(directory)
             self.weights = Reference(student.chunks)
             now.put_back()
             return

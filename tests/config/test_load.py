@@ -202,6 +202,10 @@ def test_one_sentence_for_one_mistake(word: str, parts: list[str], tmp_path: Pat
             ["use_opd=true", "opd_type=megatron", "opd_teacher_load=x"],
             "opd_teacher_load 'x' is not",
         ),
+        (
+            ["use_opd=true", "opd_type=megatron", "opd_teacher_load=x", "opd_teacher_ckpt_step=3"],
+            "algo.opd_teacher_load x holds no such torch_dist checkpoint",
+        ),
         (["use_opd=true", "opd_type=sglang"], "algo.opd_type sglang needs a teacher"),
         (
             ["use_opd=true", "opd_type=sglang", "rm_url=http://x", "rm_type=remote_rm"],

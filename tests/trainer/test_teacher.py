@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,8 +23,13 @@ LAYOUTS: dict[int, dict[str, dict[str, int]]] = {
 }
 
 
+STEP = 7
+
+
 def configuration(student: str, teacher: str):
-    algo = {"use_opd": True, "opd_type": "megatron", "opd_kl_coef": COEF}
+    algo: dict[str, Any] = {"use_opd": True, "opd_type": "megatron", "opd_kl_coef": COEF}
+    if Path(teacher).name == "stored":
+        algo["opd_teacher_ckpt_step"] = STEP
     return config(
         student,
         algo=algo | {"opd_teacher_load": teacher},
@@ -29,8 +37,20 @@ def configuration(student: str, teacher: str):
     )
 
 
+def store(ranks: Ranks, model: str, root: Path) -> None:
+    """As a training of Megatron's would leave it; its newest checkpoint is another."""
+    from spmd_rl.trainer import checkpoint
+
+    made = ranks.trainer(config(model, megatron={"use_distributed_optimizer": False}))
+    nothing = SimpleNamespace(state_dict=dict)
+    checkpoint.save(root / f"iter_{STEP:07d}", made.actor.chunks, None, nothing, made.groups)
+    (root / "latest_checkpointed_iteration.txt").write_text("9")
+
+
 def rank_teachers(student: str, teachers: str, folder: str) -> None:
     with Ranks() as ranks:
+        if ranks.world == 1:
+            store(ranks, json.loads(teachers)["same"], Path(folder, "stored"))
         for name, teacher in json.loads(teachers).items():
             for layout, sizes in LAYOUTS[ranks.world].items():
                 trainer = ranks.trainer(configuration(student, teacher), **sizes)
@@ -49,6 +69,7 @@ def results(tmp_path_factory):
         "same": str(tiny_model("qwen3", tied=False, vocab=275, seed=1)),
         "larger": str(tiny_model("qwen3", tied=False, vocab=275, hidden=96, layers=4, seed=1)),
     }
+    teachers["stored"] = str(folder / "stored")
     for world in LAYOUTS:
         ok(run_ranks(world, rank_teachers, student, json.dumps(teachers), str(folder), limit=240))
     kept = {path.stem: torch.load(path, weights_only=False) for path in folder.glob("*.pt")}
@@ -83,10 +104,10 @@ def plain(student: str, teacher: str):
     return total.item(), reverse.item(), {n: p.grad for n, p in models[0].named_parameters()}
 
 
-@pytest.mark.parametrize("name", ["same", "larger"])
+@pytest.mark.parametrize("name", ["same", "stored", "larger"])
 def test_loss_and_gradients_are_those_written_down(results, name):
     student, teachers, kept = results
-    loss, reverse, want = plain(student, teachers[name])
+    loss, reverse, want = plain(student, teachers["same" if name == "stored" else name])
     for layout in (layout for sizes in LAYOUTS.values() for layout in sizes):
         metrics, gradients = kept[f"{name}-{layout}"]
         assert metrics["train/loss"][0] == pytest.approx(loss, rel=1e-5), layout
