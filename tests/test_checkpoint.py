@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from spmd_rl.checkpoint import Checkpoints, State
-from spmd_rl.config.stored import complete, number
 from spmd_rl.config.schema import Config
+from spmd_rl.config.stored import complete, number
 from spmd_rl.control import Explained
 from spmd_rl.resume import find
 from tests.models import tiny_model

@@ -20,9 +20,8 @@ from spmd_rl.data.template import Template, load_tokenizer
 from spmd_rl.rewards.score import Scorer
 from spmd_rl.rollout import dump, evaluate, user
 from spmd_rl.rollout.answers import vocab_size
-from spmd_rl.rollout.client import EngineClient, Tell
+from spmd_rl.rollout.client import Addresses, EngineClient, Tell
 from spmd_rl.rollout.columns import in_order, to_batch
-from spmd_rl.rollout.fleet import EngineAddresses
 from spmd_rl.rollout.generate import Counts, Generator, use
 from spmd_rl.rollout.rounds import Rounds
 from spmd_rl.rollout.routes import routes
@@ -76,7 +75,7 @@ class Service:
     async def num_prompts(self) -> int:
         return len(self._source())
 
-    async def connect(self, addresses: EngineAddresses) -> None:
+    async def connect(self, addresses: Addresses) -> None:
         timeout = self.cfg.rollout.rollout_request_timeout
         client = EngineClient(
             addresses, timeout, self.report, vocab_size(self.cfg), routes(self.cfg)

@@ -1,7 +1,8 @@
 """The teacher of on-policy distillation: log-probs of the student's tokens from another model.
 
-In: a Hugging Face directory, or a torch_dist one of the student's shape. A teacher of the student's shape is held on the host and swapped into
-its place, as the reference model is; one of another shape is a second model on the same ranks.
+In: a Hugging Face directory, or a torch_dist one of the student's shape. A teacher of that shape is
+held on the host and swapped into its place, as the reference model is; one of another shape is a
+second model on the same ranks.
 Collective over the train ranks. Knows no losses.
 """
 
