@@ -50,6 +50,7 @@ class Addresses(NamedTuple):
     urls: list[str]
     router_url: str
     key: str
+    teacher_url: str = ""
 
 
 # -- engines --------------------------------------------------------------------------------------
