@@ -20,7 +20,7 @@ HELPERS = ("hooks", "tasks", "attend", "disk", "sandbox")
 SHARED = ("types", "architecture", "config", "layout", "planner", *HELPERS)
 # Folders in the order of the data. A folder imports earlier ones only. The collector (rollout)
 # calls rewards and normalises them, so both stand before it.
-STAGES = ("control", "data", "rewards", "algo", "rollout", "batch", "weights", "trainer")
+STAGES = ("control", "data", "rewards", "algo", "rollout", "agent", "batch", "weights", "trainer")
 # Values that earlier folders describe their arguments with; the module imports no other stage.
 VALUES = ("spmd_rl.trainer.parallel",)
 

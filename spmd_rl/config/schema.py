@@ -63,8 +63,8 @@ class DataConfig(Section):
     apply_chat_template: bool = False  # render prompts with the tokenizer's chat template
     # further arguments of the chat template
     apply_chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    # how SFT renders a conversation: each message by itself (qwen), with its thoughts (qwen3), all at
-    # once (qwen3_5), or the last answer alone (distill_qwen)
+    # how SFT renders a conversation: each message by itself (qwen), with its thoughts (qwen3), all
+    # at once (qwen3_5), or the last answer alone (distill_qwen)
     loss_mask_type: Literal["qwen", "qwen3", "qwen3_5", "distill_qwen"] = "qwen"
     rollout_shuffle: bool = False  # shuffle the prompts anew in each epoch
     rollout_seed: int = 42  # of shuffling and sampling
@@ -100,6 +100,11 @@ class RolloutConfig(Section):
     sglang_server_concurrency: int = Field(default=512, ge=1)  # requests in flight per engine
     # send samples to an engine together, past the router; false: each by itself through the router
     group_requests: bool = True
+    # how the router chooses: consistent_hashing holds each conversation to one engine, cache_aware
+    # (where its beginning is cached) does so while engines are about equally busy
+    router_policy: Literal["cache_aware", "consistent_hashing", "round_robin", "random"] = (
+        "cache_aware"
+    )
     # seconds for one generation request
     rollout_request_timeout: float = Field(default=3600.0, gt=0)
     # mend engines that die, hang or answer garbage; false: their failure ends the run

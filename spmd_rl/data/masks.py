@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any
 
 from spmd_rl.data.rows import DataError
 from spmd_rl.data.template import Messages, Template
 
-LossMaskType = Literal["qwen", "qwen3", "qwen3_5", "distill_qwen"]
+TYPES = ("qwen", "qwen3", "qwen3_5", "distill_qwen")
 Pieces = list[tuple[str, int]]  # text, and whether it is trained on
 
 DUMMY: Messages = [{"role": "user", "content": "x"}]
-MARK = "What the assistant says."
 DISTILLED = "<｜Assistant｜>"  # a token of DeepSeek's distilled models, which are of type qwen too
 THINK = "<think>"
 
@@ -33,14 +32,14 @@ class MultiTurnLossMaskGenerator:
     def __init__(
         self,
         tokenizer: Any,
-        tokenizer_type: LossMaskType = "qwen",
+        tokenizer_type: str = "qwen",
         template_kwargs: dict[str, Any] | None = None,
     ):
-        """`template_kwargs`: further arguments of the chat template (apply_chat_template_kwargs)."""
-        if tokenizer_type not in get_args(LossMaskType):
+        """`template_kwargs`: more arguments of the chat template (apply_chat_template_kwargs)."""
+        if tokenizer_type not in TYPES:
+            known = ", ".join(TYPES)
             raise ValueError(
-                f"data.loss_mask_type '{tokenizer_type}' is unknown: choose one of "
-                + ", ".join(get_args(LossMaskType))
+                f"data.loss_mask_type '{tokenizer_type}' is unknown: choose one of {known}"
             )
         if tokenizer_type == "qwen" and DISTILLED in tokenizer.get_added_vocab():
             tokenizer_type = "distill_qwen"
@@ -127,7 +126,7 @@ class MultiTurnLossMaskGenerator:
                 f"{self._bare_header!r} stands {len(rest)} times in its text: a message contains "
                 "it, or data.loss_mask_type qwen3_5 does not fit the model"
             )
-        end = self._end()
+        end = self.template.after_answer()
         found: Pieces = [(first, 0)]
         for message, part in zip(answers, rest, strict=True):
             answer, closing, after = part.partition(end)
@@ -140,11 +139,6 @@ class MultiTurnLossMaskGenerator:
             found.append((answer.removeprefix(begun) + closing, trained))
             found.append((after, 0))
         return found
-
-    def _end(self) -> str:
-        """What the template writes after an answer."""
-        text = self.template.chat([*DUMMY, {"role": "assistant", "content": MARK}])
-        return text[text.rindex(MARK) + len(MARK) :]
 
     def _last(self, messages: Messages, tools: list | None) -> Pieces:
         *before, last = messages

@@ -17,6 +17,8 @@ from spmd_rl.data.rows import DataError
 
 Messages = list[dict[str, Any]]
 
+MARK = "What the assistant says."
+
 
 @contextmanager
 def torch_hidden() -> Iterator[None]:
@@ -75,6 +77,12 @@ class Template:
         return self.tokenizer.apply_chat_template(
             messages, tokenize=False, **(self.kwargs | options)
         )
+
+    def after_answer(self) -> str:
+        """What the template writes after an answer: its end token, and more."""
+        answer = {"role": "assistant", "content": MARK}
+        text = self.chat([{"role": "user", "content": "x"}, answer])
+        return text[text.rindex(MARK) + len(MARK) :]
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)

@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from zlib import crc32
 
 from spmd_rl.rollout.answers import (
     BadAnswer,
@@ -25,6 +26,8 @@ from spmd_rl.rollout.answers import (
 from spmd_rl.rollout.connection import FIRST_PAUSE, Connection
 from spmd_rl.rollout.routes import ROUTED, Routes
 from spmd_rl.tasks import cancel
+
+SESSION_HEADER = "X-SMG-Routing-Key"  # what sglang-router's consistent_hashing goes by
 
 Tell = Callable[[int, int, str], None]  # engine, its starts, what is wrong with it
 
@@ -81,13 +84,30 @@ class EngineClient:
         self._http = Connection(addresses.key, timeout)
 
     async def generate(
-        self, tokens: list[int], sampling: dict[str, Any], known: int | None = None
+        self,
+        tokens: list[int],
+        sampling: dict[str, Any],
+        known: int | None = None,
+        session: str | None = None,
     ) -> Generated:
         """One sample, by whichever engine the router chooses. `known`: tell the experts of the
-        tokens after so many (None: tell none), which goes past the router: it drops that wish."""
+        tokens after so many (None: tell none), which goes past the router: it drops that wish.
+        `session`: requests of one conversation should meet the same engine, which has its beginning
+        in its cache."""
         body = self._body(tokens, sampling, known)
         server = None if ROUTED in body else self._router
-        return (await self._deliver(body, 1, server))[0]
+        return (await self._deliver(body, 1, server, session))[0]
+
+    async def ask_any(self, path: str, body: dict[str, Any]) -> Any:
+        """What one of the sound engines answers to a request that generates nothing."""
+        while True:
+            server = await self._choose()
+            try:
+                return await self._http.post(server.name, server.url + path, body)
+            except EngineFault as error:
+                if self._tell is None:
+                    raise
+                self._found_broken(server, error)
 
     async def generate_together(
         self, tokens: list[list[int]], sampling: list[dict[str, Any]], known: int | None = None
@@ -127,16 +147,20 @@ class EngineClient:
         return body | self.routes.request(known)
 
     async def _deliver(
-        self, body: dict[str, Any], size: int, server: _Server | None = None
+        self,
+        body: dict[str, Any],
+        size: int,
+        server: _Server | None = None,
+        session: str | None = None,
     ) -> list[Generated]:
         """The answers to a request of `size` samples; the first server may be given."""
         while True:
-            server = server or await self._choose()
+            server = server or await self._choose(session)
             server.in_flight += size
             self.in_flight += size
             self._idle.clear()
             try:
-                answer = await self._ask(server, body)
+                answer = await self._ask(server, body, session)
                 routes = self.routes if ROUTED in body else None
                 return self._read(server, answer, size, routes)
             except EngineFault as error:
@@ -152,16 +176,20 @@ class EngineClient:
                     self._idle.set()
             server = None  # past the router: it may go on choosing the engine that is broken
 
-    async def _choose(self) -> _Server:
-        """The sound engine with the fewest samples in flight; waits while there is none."""
+    async def _choose(self, session: str | None = None) -> _Server:
+        """The sound engine with the fewest samples in flight, or always the same for a session;
+        waits while there is none."""
         while not (sound := [one for one in self.engines if not one.broken.is_set()]):
             self._mended.clear()
             await self._mended.wait()
+        if session is not None:
+            return sound[crc32(session.encode()) % len(sound)]
         return min(sound, key=lambda engine: engine.in_flight)
 
-    async def _ask(self, server: _Server, body: dict[str, Any]) -> Any:
+    async def _ask(self, server: _Server, body: dict[str, Any], session: str | None) -> Any:
         """The answer, unless the engine is known to be broken before."""
-        asked = self._http.post(server.name, f"{server.url}/generate", body)
+        headers = {SESSION_HEADER: session} if session is not None else None
+        asked = self._http.post(server.name, f"{server.url}/generate", body, headers)
         if self._tell is None:
             return await asked
         asking, broken = asyncio.create_task(asked), asyncio.create_task(server.broken.wait())

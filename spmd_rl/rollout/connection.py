@@ -33,14 +33,16 @@ class Connection:
             headers=headers,
         )
 
-    async def post(self, who: str, url: str, body: dict[str, Any]) -> Any:
+    async def post(
+        self, who: str, url: str, body: dict[str, Any], headers: dict[str, str] | None = None
+    ) -> Any:
         """The JSON answer of `who`. Sent again while nothing answers, or the router knows no
         engine."""
         data = orjson.dumps(body)
         for attempt in range(CONNECT_TRIES):
             last = attempt + 1 == CONNECT_TRIES
             try:
-                async with self._session.post(url, data=data) as response:
+                async with self._session.post(url, data=data, headers=headers) as response:
                     content = await response.read()
                     if response.status == 200:
                         return orjson.loads(content) if content.strip() else None

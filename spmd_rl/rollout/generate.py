@@ -125,13 +125,24 @@ class Generator:
             made = await hooks.call(self._custom, self.cfg, sample, options[0], **told)
         return [_siblings(samples[0], made)]
 
-    async def ask(self, tokens: list[int], sampling: dict[str, Any], known: int = 0) -> Generated:
-        """One request to an engine. `known`: of how many tokens the experts are known already."""
-        if self.stopped:
-            return NOTHING
-        told_from = known if self.tells_experts else None
-        answer = await self.client.generate(tokens, sampling, told_from)
-        self.counts.add(answer)
+    async def ask(
+        self,
+        tokens: list[int],
+        sampling: dict[str, Any],
+        known: int = 0,
+        session: str | None = None,
+    ) -> Generated:
+        """One request to an engine. `known`: of how many tokens the experts are known already;
+        `session`: of which conversation it is. An answer that was aborted, but not by us, is asked
+        for again."""
+        for _ in range(ABORT_TRIES):
+            if self.stopped:
+                return NOTHING
+            told_from = known if self.tells_experts else None
+            answer = await self.client.generate(tokens, sampling, told_from, session)
+            self.counts.add(answer)
+            if answer.finish != "abort" or self.stopped:
+                break
         return answer
 
     async def ask_together(
@@ -178,11 +189,8 @@ async def generate(args: Config, sample: Sample, sampling_params: dict[str, Any]
     if budget < 1:
         return sample
     options = sampling_params | {"max_new_tokens": budget}
-    for _ in range(ABORT_TRIES):
-        answer = await generator.ask(sample.tokens, options, known_experts(sample))
-        if answer.finish != "abort" or generator.stopped:
-            break
-    _append(sample, answer)
+    session = str(sample.index)
+    append(sample, await generator.ask(sample.tokens, options, known_experts(sample), session))
     return sample
 
 
@@ -204,11 +212,11 @@ async def generate_together(
         if answer.finish == "abort" and not current().stopped:
             await generate(args, sample, own)
         else:
-            _append(sample, answer)
+            append(sample, answer)
     return samples
 
 
-def _append(sample: Sample, answer: Generated) -> None:
+def append(sample: Sample, answer: Generated) -> None:
     """Add what an engine generated to a sample."""
     sample.tokens += answer.tokens
     keep_experts(sample, answer)

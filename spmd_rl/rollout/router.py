@@ -113,7 +113,7 @@ def router_args(cfg: Config, urls: list[str], key: str) -> dict:
     return {
         "worker_urls": urls,
         "api_key": key,
-        "policy": "cache_aware",
+        "policy": cfg.rollout.router_policy,
         "balance_abs_threshold": 10,
         "balance_rel_threshold": 1.2,
         "request_timeout_secs": int(cfg.rollout.rollout_request_timeout) + 60,

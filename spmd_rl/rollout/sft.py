@@ -6,11 +6,7 @@ of what is trained on: the label, or every assistant turn, with the end token.
 
 from __future__ import annotations
 
-from spmd_rl.data.masks import (
-    LossMaskType,
-    MultiTurnLossMaskGenerator,
-    get_response_lengths,
-)
+from spmd_rl.data.masks import MultiTurnLossMaskGenerator, get_response_lengths
 from spmd_rl.data.rows import DataError
 from spmd_rl.data.template import Template, as_messages
 from spmd_rl.types import Sample, Status
@@ -19,7 +15,7 @@ from spmd_rl.types import Sample, Status
 class Encoder:
     """Fills in the tokens and the mask of a sample."""
 
-    def __init__(self, template: Template, loss_mask_type: LossMaskType = "qwen"):
+    def __init__(self, template: Template, loss_mask_type: str = "qwen"):
         self.template, self.loss_mask_type = template, loss_mask_type
         self._masks: MultiTurnLossMaskGenerator | None = None
 
