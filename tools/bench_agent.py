@@ -32,7 +32,7 @@ from spmd_rl.config.schema import Config  # noqa: E402
 from spmd_rl.rollout.admin import EngineAdmin  # noqa: E402
 from spmd_rl.rollout.engines import EngineHost  # noqa: E402
 from spmd_rl.rollout.fleet import EngineAddresses  # noqa: E402
-from spmd_rl.rollout.generate import sampling_params  # noqa: E402
+from spmd_rl.rollout.generate import sampling_params, use  # noqa: E402
 from spmd_rl.rollout.service import Service  # noqa: E402
 from spmd_rl.types import EngineSpec, Sample  # noqa: E402
 from tools.make_tiny_model import make_tiny_model  # noqa: E402
@@ -117,6 +117,8 @@ async def measure(cfg: Config, url: str, args: argparse.Namespace) -> list[tuple
     """(gateway, direct) of each round, each with an empty prefix cache; the first is dropped."""
     admin, service = EngineAdmin(url, KEY), Service(cfg)
     await service.connect(EngineAddresses([url], url, KEY))
+    assert service.generator
+    use(service.generator)
     found = []
     requests: Requests = []
     connector = aiohttp.TCPConnector(limit=0)

@@ -26,7 +26,7 @@ from spmd_rl.agent.tools import read_calls, read_thoughts
 from spmd_rl.agent.turns import turns
 from spmd_rl.config.schema import Config
 from spmd_rl.rollout.answers import Generated
-from spmd_rl.rollout.generate import current
+from spmd_rl.rollout.generate import current, use
 from spmd_rl.types import Sample, Status
 
 QUIET_SECONDS = 10.0  # after which a stream says that it still lives
@@ -120,6 +120,7 @@ class Session:
         self.max_turns = max_turns
         self.key = f"sk-{secrets.token_hex(16)}"
         self.base_url = ""
+        self.generator = current()  # requests come to the server, which knows none
         self.record = Record(turns(args))
         self.requests = 0
         self.limit = ""  # which limit ended the conversation
@@ -145,7 +146,7 @@ class Session:
     def samples(self) -> list[Sample]:
         """One for each way the conversation went; siblings, where there are several. An agent that
         asked nothing made a sample that failed, which nothing is learned from."""
-        tokenizer = current().tokenizer
+        tokenizer = self.generator.tokenizer
 
         def decode(tokens: list[int]) -> str:
             return tokenizer.decode(
@@ -174,15 +175,15 @@ class Session:
             raise Refused(f"the chat template refuses the messages: {error}") from error
 
     async def _answer(self, ask: Ask) -> Reply:
+        use(self.generator)
         self.requests += 1
         if self.max_turns is not None and self.requests > self.max_turns:
             self._end(f"the conversation may have {self.max_turns} turns")
         prompt = self.prompt(ask)
         options = self._options(ask, prompt)
         try:
-            generator = current()
-            session = str(self.sample.index)
-            answer = await generator.ask(prompt.tokens, options, prompt.known_experts, session)
+            known, session = prompt.known_experts, str(self.sample.index)
+            answer = await self.generator.ask(prompt.tokens, options, known, session)
             if answer.finish == "abort":
                 await asyncio.Event().wait()  # the rollout is complete: the agent is cancelled
             reply = await self._reply(ask, prompt, answer)
@@ -215,7 +216,7 @@ class Session:
         raise Refused(why, 400, "context_length_exceeded")
 
     async def _reply(self, ask: Ask, prompt: Prompt, answer: Generated) -> Reply:
-        tokenizer = current().tokenizer
+        tokenizer = self.generator.tokenizer
         text, stopped_by = _said(answer, ask, tokenizer)
         thoughts, content = await read_thoughts(self.args, text)
         calls = []

@@ -130,7 +130,7 @@ def test_an_agent_that_asks_nothing_teaches_nothing(calling, tmp_path):
 def talking(calling, tmp_path):
     """Run an async function with a session, and the address of the gateway."""
     from spmd_rl.agent.gateway import Session
-    from spmd_rl.rollout.generate import sampling_params
+    from spmd_rl.rollout.generate import sampling_params, use
     from spmd_rl.rollout.service import Service
     from spmd_rl.types import Sample
 
@@ -139,6 +139,8 @@ def talking(calling, tmp_path):
             cfg = calling.config(tmp_path, "official", data=RAW)
             service = Service(cfg)
             await service.connect(calling.addresses)
+            assert service.generator
+            use(service.generator)
             try:
                 async with Session(cfg, Sample(), sampling_params(cfg)) as agent:
                     return await work(agent)
