@@ -32,7 +32,7 @@ class Answer(NamedTuple):
     status: int = 200
     text: str = "stub"
     hold: bool = False  # never answered
-    until_abort: bool = False  # answered with its tokens when it is aborted
+    until_abort: bool = False  # answered with its tokens when it is aborted, or after the delay
     raw: str | None = None  # the body, in place of a sound one
 
 
@@ -87,9 +87,9 @@ class StubEngine:
             if answer.hold:
                 await asyncio.Event().wait()
             if answer.until_abort:
-                await self.aborted.wait()
-                answer = answer._replace(finish="abort")
-            await asyncio.sleep(answer.delay)
+                answer = await self.interrupted(answer)
+            else:
+                await asyncio.sleep(answer.delay)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
@@ -100,6 +100,13 @@ class StubEngine:
         if answer.raw is not None:
             return web.Response(text=answer.raw)
         return web.json_response(self.body(body, answer))
+
+    async def interrupted(self, answer: Answer) -> Answer:
+        try:
+            await asyncio.wait_for(self.aborted.wait(), answer.delay or None)
+        except asyncio.TimeoutError:
+            return answer
+        return answer._replace(finish="abort")
 
     def body(self, body: dict[str, Any], answer: Answer) -> dict[str, Any]:
         count = min(answer.tokens, body["sampling_params"]["max_new_tokens"])

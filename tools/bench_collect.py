@@ -346,7 +346,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--in-flight", type=int, default=16384)
     parser.add_argument("--tokens", type=int, default=256, help="most of a sample, in throughput")
     options = parser.parse_args(argv)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     lengths = [int(word) for word in options.lengths.read_text().split()]
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:

@@ -193,5 +193,5 @@ def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int:
             line, node = found[0][0].start_mark.line + 1, found[0][1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
             node = node.value[part]
-            line = node.start_mark.line + 1
+            line = node.start_mark.line + 1 if node else line
     return line

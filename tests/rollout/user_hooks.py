@@ -297,3 +297,15 @@ class SlimeNumbers(Counting):
 class ShortSource(Counting):
     def get_samples(self, num_samples):
         return super().get_samples(num_samples - 1)
+
+
+BAD: list[bool] = []  # which groups as_told turns down, by their index; the others are kept
+JUDGED: list[list[tuple[int, str | None]]] = []  # of each rollout
+
+
+async def as_told(args, samples, **kwargs):
+    index = samples[0].group_index
+    assert len(samples) == args.n_samples_per_prompt
+    bad = index < len(BAD) and BAD[index]
+    JUDGED[-1].append((index, "bad" if bad else None))
+    return DynamicFilterOutput(not bad, "bad")
