@@ -318,11 +318,13 @@ def _taken_in(pipe: Connection, cfg: Any, addresses: Addresses, count: int) -> N
         cfg.model.hf_checkpoint, False, True
     )  # as the collector's process does: no torch
     processor, walls = [], []
+    from spmd_rl.rollout.process import settle
     from spmd_rl.rollout.service import Service
 
     async def play() -> None:
         service = Service(cfg, without_torch=True)
         await service.connect(addresses)
+        settle()  # as the process does
         for rollout in range(count + 1):
             began, busy = time.perf_counter(), time.process_time()
             await service.collect(rollout, 1)

@@ -20,12 +20,12 @@ sys.path.insert(0, str(ROOT))
 from spmd_rl.config.schema import SECTIONS, Section  # noqa: E402
 
 DOC = ROOT / "docs" / "configuration.md"
-SCHEMA = ROOT / "spmd_rl" / "config" / "schema.py"
+SCHEMA = [ROOT / "spmd_rl" / "config" / name for name in ("algorithm.py", "schema.py")]
 MARK = "<!-- Below: written by tools/config_table.py from spmd_rl/config/schema.py -->\n"
 
 
 def table() -> str:
-    meanings = read_meanings(SCHEMA.read_text())
+    meanings = read_meanings()
     parts = [MARK]
     for section, model in SECTIONS.items():
         about = f"{model.__doc__.strip()}\n\n" if "__doc__" in vars(model) and model.__doc__ else ""
@@ -56,17 +56,16 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|").replace("None:", "null:")
 
 
-def read_meanings(source: str) -> dict[tuple[str, str], str]:
+def read_meanings() -> dict[tuple[str, str], str]:
     """(class, key) -> the comment on the key's line, else the lines of comment above it."""
-    lines = source.splitlines()
     found: dict[tuple[str, str], str] = {}
-    for node in ast.parse(source).body:
-        if not isinstance(node, ast.ClassDef):
-            continue
-        for item in node.body:
-            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                last = lines[(item.end_lineno or item.lineno) - 1]
-                found[node.name, item.target.id] = beside(last) or above(lines, item.lineno - 1)
+    for source in (path.read_text() for path in SCHEMA):
+        lines = source.splitlines()
+        for node in ast.parse(source).body:
+            for item in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                    last = lines[(item.end_lineno or item.lineno) - 1]
+                    found[node.name, item.target.id] = beside(last) or above(lines, item.lineno - 1)
     return found
 
 

@@ -1,7 +1,7 @@
 """The table of keys in the documentation is that of the schema."""
 
 from spmd_rl.config.schema import SECTIONS
-from tools.config_table import DOC, SCHEMA, main, read_meanings
+from tools.config_table import DOC, main, read_meanings
 
 
 def test_the_document_is_current():
@@ -9,7 +9,7 @@ def test_the_document_is_current():
 
 
 def test_every_key_says_what_it_means():
-    meanings = read_meanings(SCHEMA.read_text())
+    meanings = read_meanings()
     for model in SECTIONS.values():
         for key in model.model_fields:
             assert meanings[model.__name__, key], key
