@@ -19,6 +19,6 @@ command -v chromium chromium-browser google-chrome >/dev/null ||
     echo "tests: there is no browser: the page of tools/show_rollout.py is not opened in one" \
         "(apt-get install chromium)"
 # One worker a core and 6 GiB, at most 4: a worker's tests start whole jobs of several processes.
-cores=$(nproc) memory=$(($(awk '/MemAvailable/ {print $2}' /proc/meminfo) / 6291456))
+cores=$(env -u OMP_NUM_THREADS nproc) memory=$(($(awk '/MemAvailable/ {print $2}' /proc/meminfo) / 6291456))
 workers=$((cores < memory ? cores : memory))
 python -m pytest -n $((workers > 4 ? 4 : workers > 1 ? workers : 0)) --durations=30 "$@"
