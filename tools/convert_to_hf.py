@@ -31,7 +31,9 @@ def convert(config: Path, overrides: list[str], source: Path, target: Path) -> N
     from spmd_rl.weights.names import NameMap
 
     rank, world = launched_environment()
-    words = [*overrides, "debug.debug_train_only=true"]
+    # No engines; who would sample without them is of no matter here.
+    nobody = "rollout.rollout_function_path=spmd_rl.rollout.user:generate_rollout"
+    words = [*overrides, "debug.debug_train_only=true", nobody]
     cfg, place = load(config, words, world, check_files=False)
     device = torch.device("cpu")
     dist.init_process_group("gloo")

@@ -77,10 +77,14 @@ class Sandbox:
             answer = b""
             for _ in range(3):  # a launcher may have been killed, such as by an administrator
                 control = await self._started()
-                answer = await _ask(control, body.encode(), limits.wall_seconds + GRACE)
-                if answer:
-                    return Result(**json.loads(answer))
-                if self._launcher and self._launcher.poll() is not None:
+                try:
+                    answer = await _ask(control, body.encode(), limits.wall_seconds + GRACE)
+                    if answer:
+                        return Result(**json.loads(answer))
+                    dead = self._launcher is not None and self._launcher.poll() is not None
+                except BrokenPipeError:  # it is dying, if not yet dead
+                    dead = True
+                if dead and control is self._control:  # no other run has replaced it already
                     await self.close()
         return Result("", "", "its supervisor was killed", False, 0.0)
 
@@ -146,19 +150,22 @@ def _launch(theirs: socket.socket, wanted: str | None) -> subprocess.Popen:
 
 
 async def _ask(control: socket.socket, body: bytes, timeout: float) -> bytes:
-    """The answer to one request; empty when the run or the launcher was killed."""
+    """The answer to one request; empty when the run or the launcher was killed. BrokenPipeError
+    when there is no launcher to ask."""
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()
     with ours:
         ours.setblocking(False)
+        with theirs:
+            while True:
+                try:
+                    socket.send_fds(control, [b"r"], [theirs.fileno()])
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(0.001)
+                except OSError as error:
+                    raise BrokenPipeError("the launcher is gone") from error
         try:
-            with theirs:
-                while True:
-                    try:
-                        socket.send_fds(control, [b"r"], [theirs.fileno()])
-                        break
-                    except BlockingIOError:
-                        await asyncio.sleep(0.001)
             return await asyncio.wait_for(_exchange(loop, ours, body), timeout)
         except (OSError, asyncio.TimeoutError):
             return b""

@@ -15,10 +15,25 @@ from tests.rollout.collecting import config
 
 def samples(count):
     return [
-        Sample(i // 2, i, "2+2", [5, 6, 7 + i], "x", 1, {"a": 4}, i % 2 / 3, [1], Status.TRUNCATED,
-               {"tools": []}, [-0.1 / (i + 1)], [i], np.full((2, 1, 2), i, np.uint8), i == 1)
+        Sample(
+            group_index=i // 2,
+            index=i,
+            prompt="2+2",
+            tokens=[5, 6, 7 + i],
+            response="x",
+            response_length=1,
+            label={"a": 4},
+            reward=i % 2 / 3,
+            loss_mask=[1],
+            status=Status.TRUNCATED,
+            metadata={"tools": []},
+            rollout_log_probs=[-0.1 / (i + 1)],
+            weight_versions=[i],
+            rollout_routed_experts=np.full((2, 1, 2), i, np.uint8),
+            remove_sample=i == 1,
+        )
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("suffix", ["pt", "json"])

@@ -127,7 +127,7 @@ def test_every_group_that_was_begun_is_trained_on_dropped_or_kept(unbroken: Path
         trained += [sample["index"] for sample in rollout["samples"]]
     assert len(set(trained)) == len(trained) == 4 * 4 * ROLLOUTS
     saved = unbroken / "runs" / "job" / "checkpoints" / f"rollout_{ROLLOUTS:06}" / "state.json"
-    assert len(json.loads(saved.read_text())["data"]["buffer"]) == buffered > 0
+    assert len(json.loads(saved.read_text())["state"]["data"]["buffer"]) == buffered > 0
 
 
 @pytest.mark.timeout(900)
