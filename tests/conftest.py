@@ -5,8 +5,11 @@ them back.
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A background job of a script ignores Ctrl-C, and so would all jobs that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 
