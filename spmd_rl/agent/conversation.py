@@ -34,7 +34,7 @@ class Conversation:
         tools: list | None = None,
     ):
         """`tools`: schemas for the prompt; those of the sample's row are in it already."""
-        self.args, self.sample, self.sampling = args, sample, sampling_params
+        self.sample, self.sampling = sample, sampling_params
         self.turns = turns(args)
         begin_again(sample)
         if not sample.tokens or tools:
@@ -44,9 +44,8 @@ class Conversation:
     @property
     def left(self) -> int:
         """Tokens the response may still get."""
-        context = self.args.rollout.rollout_max_context_len
-        left = self.sampling["max_new_tokens"] - self.sample.response_length
-        return left if context is None else min(left, context - len(self.sample.tokens))
+        most = self.sampling["max_new_tokens"] - self.sample.response_length
+        return current().room(len(self.sample.tokens), most)
 
     async def answer(self) -> Generated | None:
         """The model's next turn, added to the sample; None when no token is left for it."""

@@ -197,9 +197,7 @@ class Session:
         """The run's sampling parameters, since the trainer computes with them; the agent's limits
         on length."""
         most = self.sampling["max_new_tokens"] - (len(prompt.tokens) - prompt.first)
-        context = self.args.rollout.rollout_max_context_len
-        if context is not None:
-            most = min(most, context - len(prompt.tokens))
+        most = self.generator.room(len(prompt.tokens), most)
         if most < 1:
             self._end("the conversation has reached its length limit")
         options = self.sampling | {"max_new_tokens": min(most, ask.max_tokens or most)}

@@ -56,16 +56,25 @@ class Generator:
         self.context = cfg.rollout.rollout_max_context_len  # tokens of prompt and response
         self.tells_experts = client.routes is not None
         self._slots = Slots(cfg.rollout.sglang_server_concurrency * self.engines)
-        self._custom = hooks.optional(cfg.rollout.custom_generate_function_path)
+        self._made_by(hooks.optional(cfg.rollout.custom_generate_function_path))
 
     def for_evaluation(self, function: Callable[..., Any] | None, context: int | None) -> Generator:
         """The same for a data set with a function and a limit of its own (None: ours); answers do
         not tell the experts of their tokens, for nobody trains on them.
         """
         other = copy.copy(self)
-        other._custom, other.context = function or self._custom, context
-        other.tells_experts = False
+        other._made_by(function or self._custom)
+        other.context, other.tells_experts = context, False
         return other
+
+    def _made_by(self, function: Callable[..., Any] | None) -> None:
+        """Samples are made by this function, None: ours."""
+        self._custom = function
+        self._tells_evaluation = function is not None and hooks.accepts(function, "evaluation")
+
+    def room(self, tokens: int, most: int) -> int:
+        """How many an answer after so many tokens may have: `most`, or what the context leaves."""
+        return most if self.context is None else min(most, self.context - tokens)
 
     def portions(self, samples: list[Sample], of: int) -> list[list[Sample]]:
         """The samples, out of a rollout's, cut into requests."""
@@ -119,8 +128,7 @@ class Generator:
                 return [[s] for s in await generate_together(self.cfg, samples, options)]
             if self._custom is None:
                 return [[await generate(self.cfg, samples[0], options[0])]]
-            tells = hooks.accepts(self._custom, "evaluation")
-            told = {"evaluation": evaluation} if tells else {}
+            told = {"evaluation": evaluation} if self._tells_evaluation else {}
             sample = copy.deepcopy(samples[0])
             made = await hooks.call(self._custom, self.cfg, sample, options[0], **told)
         return [_siblings(samples[0], made)]
@@ -265,9 +273,7 @@ def _prepare(cfg: Config, sample: Sample, most: int) -> int:
                 "rollout.custom_generate_function_path that renders them"
             )
         sample.tokens = current().tokenizer.encode(sample.prompt, add_special_tokens=False)
-    context = current().context
-    left = most - sample.response_length
-    left = left if context is None else min(left, context - len(sample.tokens))
+    left = current().room(len(sample.tokens), most - sample.response_length)
     if left < 1:
         sample.status = Status.TRUNCATED
     return left
